@@ -1,11 +1,15 @@
 """Measure what storing the state of the world costs, and draw pictures again from it.
 
     python bench/render_bench.py [--steps N] [--repeats N] [--frames N] [--scenario N] [--json]
+    python bench/render_bench.py --streams [--frames N] [--scenario N]
 
 Each repeat collects the same steps twice in this process, with and without states, in turn; road
 networks are built before, as they cost the same. The live pictures are drawn from the stored
 numbers in both cases: what turning positions into these numbers costs is measured by itself and
 added. Then pictures are drawn again until ``--frames`` of them are compared with the stored ones.
+
+With ``--streams``, so many frames of four streams together are collected, drawn again and compared,
+and the CPU time of a frame of each stream is measured.
 """
 
 import argparse
@@ -24,9 +28,18 @@ from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.rerender import check_pictures
 from avtd3.collect.sim.scene import pose_steps
+from avtd3.collect.sim.streams import StreamCamera
 from avtd3.collect.sim.traffic import DECIDE_EVERY
-from avtd3.collect.sim.world import RoadWorld
+from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.dataset import Dataset
+
+STREAMS = {
+    "bev": StreamCamera(kind="bev", height=64, width=64, stack=1),
+    "gray": StreamCamera(),
+    "rgb": StreamCamera(kind="rgb", height=144, width=256),
+    "semantic": StreamCamera(kind="semantic", height=144, width=256),
+}
+LEAST = StreamCamera(height=8, width=8, supersample=1)
 
 
 class _OneWorld(RoadWorld):
@@ -43,9 +56,16 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=20_000)
     parser.add_argument("--scenario", type=int, default=0)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--streams", action="store_true", help="draw named streams")
     options = parser.parse_args()
     config = CollectConfig(scenario=ScenarioConfig(number=options.scenario))
     with tempfile.TemporaryDirectory() as folder:
+        if options.streams:
+            config = dataclasses.replace(config, road=RoadConfig(streams=STREAMS))
+            result = draw_again(Path(folder) / "d", config, options.frames // len(STREAMS))
+            result |= time_streams(config)
+            print("\n".join(f"{name:28} {value}" for name, value in result.items()))
+            return
         result = measure_cost(Path(folder), config, options.steps, options.repeats)
         result |= draw_again(Path(folder) / "frames", config, options.frames)
     if options.json:
@@ -86,6 +106,23 @@ def measure_cost(folder: Path, config: CollectConfig, steps: int, repeats: int) 
         "time_share": f"{(paired + rounding_us) / without_us:.1%}",
         "bytes_share": f"{sizes[True] / sizes[False] - 1.0:.1%}",
     }
+
+
+def time_streams(config: CollectConfig, steps: int = 300) -> dict[str, Any]:
+    """Return the CPU time of a frame of each stream, beyond that of a step without it."""
+    found = {}
+    for name in ("", *STREAMS):
+        # Each world draws the smallest stream, too.
+        streams = {"least": LEAST} | ({name: STREAMS[name]} if name else {})
+        world = RoadWorld(dataclasses.replace(config.road, streams=streams))
+        world.reset(config.scenario.resolve()[0], 0)
+        action = np.zeros(2, np.float32)
+        world.step(action)
+        started_s = time.process_time()
+        for _ in range(steps):
+            world.step(action)
+        found[name] = 1e3 * (time.process_time() - started_s) / steps
+    return {f"ms_{name}": round(found[name] - found[""], 3) for name in STREAMS}
 
 
 def draw_again(path: Path, config: CollectConfig, frames: int) -> dict[str, Any]:

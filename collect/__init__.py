@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from avtd3.collect.maps.route import Route, Turn
     from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
     from avtd3.collect.reports import CollectReport
+    from avtd3.collect.sim.streams import StreamCamera
     from avtd3.collect.sim.world import RoadConfig, RoadWorld
     from avtd3.collect.worlds import EnvironmentConfig
 
@@ -35,6 +36,7 @@ _MODULES = {
     "maps.route": ("Route", "Turn"),
     "maps.scenarios": ("Scenario", "ScenarioConfig"),
     "reports": ("CollectReport",),
+    "sim.streams": ("StreamCamera",),
     "sim.world": ("RoadConfig", "RoadWorld"),
     "worlds": ("EnvironmentConfig",),
 }
@@ -53,6 +55,7 @@ __all__ = [
     "Route",
     "Scenario",
     "ScenarioConfig",
+    "StreamCamera",
     "Surroundings",
     "Turn",
     "VehicleState",

@@ -27,14 +27,14 @@ from avtd3.collect.driving.takeover import TakeoverConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import Surroundings, VehicleState, World, WorldFrame, WorldStart
 from avtd3.collect.environment import Environment, ResetResult
-from avtd3.collect.foreign import SEE, ForeignCode, check_actions, check_image, type_name
+from avtd3.collect.foreign import SEE, ForeignCode, check_actions, check_images, type_name
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
 from avtd3.collect.rollout import Rollout
 from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeInfo
 from avtd3.store.errors import Avtd3Error, ConfigError, SpecError, WorldError, abbreviate
 from avtd3.store.events import Event, check_events
-from avtd3.store.spec import EpisodeSpec, ImageSpec
+from avtd3.store.spec import IMAGE, EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation, Step
 from avtd3.store.step_labels import StepLabels
 from avtd3.store.writer import StepChecker, as_bool
@@ -163,7 +163,7 @@ def _drive(environment: Environment, seed: int, steps: int) -> list[object]:
 
 
 def _bytes(observation: Observation) -> tuple[bytes | None, ...]:
-    parts = (observation.image, observation.vector)
+    parts = (*observation.images.values(), observation.vector)
     return tuple(None if part is None else part.tobytes() for part in parts)
 
 
@@ -245,7 +245,7 @@ class CustomEnvironment(Environment):
         name = code.get(made, "name", Environment.name)
         self.name = code.name if name == Environment.name else code.call("its name", str, name)
         check_actions(f"world {code.name}", self.spec.action_low, self.spec.action_high)
-        self._notices = check_image(f"world {code.name}", self.spec.image, _ORDER)
+        self._notices = check_images(f"world {code.name}", self.spec.images, _ORDER)
         self._checker = StepChecker(self.spec)
         self._steps = 0
 
@@ -424,7 +424,7 @@ class CustomWorld:
                 found = f"{name} is {getattr(self, name)!r}"
                 raise ConfigError(f"world {code.name}: {found}, expected {expected}; {SEE}")
         image = ImageSpec(channels=shape[0], height=shape[1], width=shape[2])
-        self._notices = check_image(f"world {code.name}", image, _ORDER)
+        self._notices = check_images(f"world {code.name}", {IMAGE: image}, _ORDER)
         self._route: Route | None = None
         self._steps = 0
 

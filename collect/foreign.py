@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,9 +123,13 @@ def check_actions(name: str, low: Iterable[float], high: Iterable[float]) -> Non
             )
 
 
-def check_image(name: str, image: ImageSpec | None, order: str) -> tuple[str, ...]:
-    """Check that a network can be trained on the images of a foreign world."""
-    if image is None or min(image.height, image.width) >= LEARNER_SIDE:
+def check_images(name: str, images: Mapping[str, ImageSpec], order: str) -> tuple[str, ...]:
+    """Check that a network can be trained on the images of a foreign world; return notices."""
+    return tuple(notice for image in images.values() for notice in _check_image(name, image, order))
+
+
+def _check_image(name: str, image: ImageSpec, order: str) -> tuple[str, ...]:
+    if min(image.height, image.width) >= LEARNER_SIDE:
         return ()
     found = f"{name} has images of {image.height}x{image.width} pixels, {image.channels} channels"
     if min(image.height, image.width) < LEAST_SIDE:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number
 from avtd3.collect.environment import Environment, ResetResult
-from avtd3.collect.foreign import ForeignCode, check_actions, check_image
+from avtd3.collect.foreign import ForeignCode, check_actions, check_images
 from avtd3.store.errors import (
     Avtd3Error,
     ConfigError,
@@ -20,7 +20,7 @@ from avtd3.store.errors import (
     check_integers,
     install_command,
 )
-from avtd3.store.spec import MAX_AXIS, EpisodeSpec, ImageSpec
+from avtd3.store.spec import IMAGE, MAX_AXIS, EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation, Step
 
 if TYPE_CHECKING:
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-_KINDS = (
-    "a one-dimensional Box, a Box of uint8 (H, W) or (H, W, C), or a Dict of these with one image "
-    "at most"
-)
+_KINDS = "a one-dimensional Box, a Box of uint8 (H, W) or (H, W, C), or a Dict of these"
 
 
 def read_bounds(
@@ -65,12 +62,16 @@ class ObservationReader:
         kinds = {key: _kind(part, f"{name}: {key}") for key, part in parts.items()}
         self._images = [key for key, kind in kinds.items() if kind == "image"]
         self._vectors = [key for key, kind in kinds.items() if kind == "vector"]
-        if len(self._images) > 1 or not kinds:
+        if not kinds:
             raise ConfigError(f"{name} observes {space}, expected {_KINDS}")
-        self.image: ImageSpec | None = None
+        found: dict[str, ImageSpec] = {}
         for key in self._images:
             height, width, channels = (*(parts[key].shape or ()), 1)[:3]
-            self.image = ImageSpec(channels=channels, height=height, width=width, stack=stack)
+            found[key] = ImageSpec(channels=channels, height=height, width=width, stack=stack)
+        is_one = len(found) == 1
+        self.image = next(iter(found.values())) if is_one else None
+        self.streams = {} if is_one else found
+        self._shapes = {key: image.frame_shape for key, image in found.items()}
         sizes = {key: math.prod(parts[key].shape or ()) for key in self._vectors}
         self.names = tuple(f"{key}_{i}" for key, size in sizes.items() for i in range(size))
         if (count := len(self.names)) > MAX_AXIS:
@@ -83,8 +84,10 @@ class ObservationReader:
         if not isinstance(parts, Mapping) or not keys <= parts.keys():
             found = sorted(parts) if isinstance(parts, Mapping) else type(parts).__name__
             raise WorldError(f"{self._name} returned {found}, expected a dict of {sorted(keys)}")
+        planes = {key: self._to_planes(key, np.asarray(parts[key])) for key in self._images}
         return Observation(
-            image=self._to_planes(np.asarray(parts[self._images[0]])) if self._images else None,
+            image=None if self.image is None else planes[self._images[0]],
+            streams=planes if self.streams else None,
             vector=self._to_vector(parts) if self._vectors else None,
             frame_id=step,
             sim_time_s=time_s,
@@ -104,13 +107,12 @@ class ObservationReader:
             raise WorldError(f"{self._name} returned {found}, {expected}")
         return vector
 
-    def _to_planes(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
-        assert self.image is not None
+    def _to_planes(self, key: str, frame: NDArray[Any]) -> NDArray[np.uint8]:
         planes = frame[None] if frame.ndim == 2 else np.moveaxis(frame, -1, 0)
-        if planes.shape != self.image.frame_shape or planes.dtype != np.uint8:
+        if planes.shape != self._shapes[key] or planes.dtype != np.uint8:
             raise WorldError(
                 f"{self._name} returned an image {frame.dtype} {frame.shape}, expected uint8 "
-                f"{self.image.frame_shape} (planes, rows, columns)"
+                f"{self._shapes[key]} (planes, rows, columns)"
             )
         return np.ascontiguousarray(planes)
 
@@ -194,9 +196,11 @@ class GymEnvironment(Environment):
         self._period_s = code.call("its metadata", _period_s, env)
         self._limit: int | None = getattr(code.get(env, "spec"), "max_episode_steps", None)
         order = "(rows, columns) or (rows, columns, channels)"
-        self._notices = check_image(self.name, reader.image, order)
+        images = reader.streams or ({} if reader.image is None else {IMAGE: reader.image})
+        self._notices = check_images(self.name, images, order)
         self.spec = EpisodeSpec(
             image=reader.image,
+            streams=reader.streams,
             vector_names=reader.names,
             vector_scales=(1.0,) * len(reader.names),
             action_names=tuple(f"action_{i}" for i in range(low.size)),

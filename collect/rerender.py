@@ -1,25 +1,27 @@
 """Draw the pictures of a dataset again, from the stored states of the world.
 
-`rerender` makes a dataset of the same episodes with the pictures of another camera or in another
-weather; `check_pictures` compares pictures drawn again with the stored ones.
+`rerender` makes a dataset of the same episodes with the pictures of another camera, of several
+named streams, or in another weather; `check_pictures` compares pictures drawn again with the stored
+ones.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.rollout import check_frame
 from avtd3.collect.sim.scene import Scene, SceneChanges, SceneRenderer
+from avtd3.collect.sim.streams import StreamCamera
 from avtd3.collect.workers import run_jobs
 from avtd3.store.dataset import Dataset, Refusal
 from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, DatasetError, RoadError, SpecError
 from avtd3.store.files import canonical_json, sha256
-from avtd3.store.format.layout import FRAMES, segment_arrays
+from avtd3.store.format.layout import frames_array, segment_arrays
 from avtd3.store.maintenance.derive import Change, Derivation, DerivedTally, NewArrays
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
@@ -29,12 +31,19 @@ from avtd3.store.maintenance.removal import (
 )
 from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import RENDER
-from avtd3.store.seal import FrameBuffer, array_files, frame_files, stored_codec
+from avtd3.store.seal import (
+    array_files,
+    frame_buffers,
+    frame_files,
+    frames_provenance,
+    stored_codecs,
+)
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.world_record import SETUP, WorldRecord, record_layout, setup_column
 
 _WEATHER = "episode_weather"
+_NOTHING = np.empty(0, np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +127,7 @@ def rerender(
     spec = _new_spec(old, changes)
     new = Dataset.create(target, spec)
     with exclusive(new):
-        work = Derivation(old, new, _change(changes))
+        work = Derivation(old, new, _change(changes, old.spec, new.spec))
         names = tuple(segment.id for segment in work.missing)
         job = RenderJob(source, target, changes, names)
         report = _run(job, work.refused, workers, should_stop, on_progress)
@@ -141,29 +150,52 @@ def check_pictures(
     return _run(job, snapshot.refused, workers, should_stop, on_progress)
 
 
-def _change(changes: SceneChanges) -> Change:
+def _change(changes: SceneChanges, old: EpisodeSpec, new: EpisodeSpec) -> Change:
     document = changes.document()
-    arrays = (FRAMES, SETUP, _WEATHER)
+    frames = {frames_array(spec, stream) for spec in (old, new) for stream in spec.images}
     tag = sha256(canonical_json(document))[:8]
-    return Change(key=RENDER, document=document, tag=tag, arrays=arrays)
+    return Change(key=RENDER, document=document, tag=tag, arrays=(*frames, SETUP, _WEATHER))
 
 
 def _new_spec(old: Dataset, changes: SceneChanges) -> EpisodeSpec:
-    """Return the spec of the new dataset, from the camera of the first stored state."""
-    image = old.spec.image
+    """Return the spec of the new dataset, from the cameras of the first stored state."""
     for segment in old.snapshot().segments:
         for record in segment.world_records() or ():
-            if record is not None and image is not None:
-                camera = changes.apply_to_camera(Scene.parse(record.setup).camera)
-                size = ImageSpec(
-                    channels=1, height=camera.height, width=camera.width, stack=image.stack
-                )
-                return dataclasses.replace(old.spec, image=size)
+            if record is not None and old.spec.images:
+                return _spec_of(old.spec, _named(Scene.parse(record.setup), old.spec), changes)
     raise DatasetError(
         f"{old.path} stores no states of the world, from which pictures could be drawn; only the "
         "built-in simulator (--world road) stores them, unless collect.record_world is false; "
         "collect again with it"
     )
+
+
+def _named(scene: Scene, spec: EpisodeSpec) -> Scene:
+    """Return a scene with the name of its camera, which `store upgrade` gives to it later."""
+    if scene.streams or len(spec.streams) != 1:
+        return scene
+    settings = dataclasses.asdict(scene.camera)
+    streams = {
+        name: StreamCamera(**settings, stack=image.stack, stride=image.stride)
+        for name, image in spec.streams.items()
+    }
+    return scene._replace(streams=streams)
+
+
+def _spec_of(old: EpisodeSpec, scene: Scene, changes: SceneChanges) -> EpisodeSpec:
+    """Return the spec of a scene with changes."""
+    streams = changes.apply_to_streams(scene.camera, scene.streams)
+    if streams:
+        images = {name: camera.image for name, camera in streams.items()}
+        return dataclasses.replace(old, image=None, streams=images)
+    if old.image is None:
+        raise DatasetError(
+            "the stored states name no streams, but the dataset has some; it was changed by hand, "
+            "expected states as the built-in simulator stores them"
+        )
+    camera = changes.apply_to_camera(scene.camera)
+    size = ImageSpec(channels=1, height=camera.height, width=camera.width, stack=old.image.stack)
+    return dataclasses.replace(old, image=size)
 
 
 def _run(
@@ -213,6 +245,10 @@ def run_job(
     return work.make(Dataset.open(job.target), should_stop, on_tally)
 
 
+def _frames(segment: Segment, stream: str) -> Iterator[NDArray[np.uint8]]:
+    return (frame for _, part in segment.frame_parts(stream) for frame in part)
+
+
 class _Drawing:
     """Draws the pictures of some segments."""
 
@@ -226,7 +262,7 @@ class _Drawing:
         self, new: Dataset, should_stop: Callable[[], bool], on_tally: Callable[[RenderTally], None]
     ) -> RenderTally:
         """Publish the segments with new pictures."""
-        work = Derivation(self._old, new, _change(self._changes))
+        work = Derivation(self._old, new, _change(self._changes, self._old.spec, new.spec))
         names = set(self._job.segments)
 
         def show(derived: DerivedTally) -> None:
@@ -251,10 +287,11 @@ class _Drawing:
             done = self._tally.derived.plus(done=1)
             try:
                 segment = self._old.open_segment(name)
-                stored = (frame for _, part in segment.frame_parts() for frame in part)
-                pictures = self._pictures(segment, self._scenes(segment))
-                for frame, drawn in zip(stored, pictures, strict=True):
-                    self._count(differing=not np.array_equal(frame, drawn))
+                stored = {name: _frames(segment, name) for name in segment.spec.images}
+                for drawn in self._pictures(segment, self._scenes(segment)):
+                    for name, frames in stored.items():
+                        same = np.array_equal(next(frames), drawn.get(name, _NOTHING))
+                        self._count(differing=not same)
                 done = done.plus(segments=1, steps=segment.steps)
             except (*SEGMENT_ERRORS, SpecError) as error:
                 problems.add(error)
@@ -281,7 +318,7 @@ class _Drawing:
             if record is None:
                 raise SpecError(f"{where} has no state of the world, from which to draw it")
             try:
-                scene = Scene.parse(record.setup)
+                scene = _named(Scene.parse(record.setup), segment.spec)
             except SpecError as error:
                 raise SpecError(f"{where}: {error}") from error
             scenes.append((self._changes.apply(scene, seed), record))
@@ -289,8 +326,8 @@ class _Drawing:
 
     def _pictures(
         self, segment: Segment, scenes: Sequence[tuple[Scene, WorldRecord]]
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Draw the pictures of all observations of a segment."""
+    ) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        """Draw the pictures of all observations of a segment, by stream."""
         for scene, record in scenes:
             try:
                 yield from self._renderer.frames(scene, record)
@@ -298,17 +335,24 @@ class _Drawing:
                 raise SpecError(f"segment {segment.id}: {error}") from error
 
     def _new_arrays(self, segment: Segment, spec: EpisodeSpec) -> NewArrays:
-        assert spec.image is not None, "checked before"
         scenes = self._scenes(segment)
-        codec = stored_codec(segment.provenance)
-        frames = FrameBuffer(codec, spec.image.frame_shape)
-        for picture in self._pictures(segment, scenes):
-            check_frame(picture, spec.image, f"of {segment.id}")
-            frames.append(picture)
-            self._count()
-        chunks = frames.encoded(segment.observations)
+        arrays = {stream: frames_array(spec, stream) for stream in spec.images}
+        # A new stream has the codec of the first one that there was.
+        codec = next(iter(stored_codecs(segment).values()))
+        frames = frame_buffers(spec, dict.fromkeys(arrays.values(), codec))
+        for pictures in self._pictures(segment, scenes):
+            for stream, image in spec.images.items():
+                check_frame(pictures.get(stream), image, f"of {segment.id}")
+                frames[arrays[stream]].append(pictures[stream])
+                self._count()
         layouts = segment_arrays(spec, **segment.counts)
-        files, provenance = frame_files(layouts[FRAMES], chunks, codec)
+        files: dict[str, bytes] = {}
+        about: dict[str, dict[str, Any]] = {}
+        for name, buffer in frames.items():
+            chunks = buffer.encoded(segment.observations)
+            shard, about[name] = frame_files(layouts[name], chunks, buffer.codec)
+            files |= shard
+        provenance = frames_provenance(spec, about)
         setups = setup_column([scene.setup() for scene, _ in scenes])
         files |= array_files(record_layout(SETUP, len(setups)), setups)
         if self._changes.weather:

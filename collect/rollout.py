@@ -24,9 +24,9 @@ class Rollout:
     def __init__(self, environment: Environment, seed: int, index: int = 0) -> None:
         self._environment, self.seed = environment, seed
         self.start: ResetResult = environment.reset(seed, index)
-        if environment.spec.image is not None:
-            image = self.start.observation.image
-            check_frame(image, environment.spec.image, environment.name)
+        images = self.start.observation.images
+        for name, expected in environment.spec.images.items():
+            check_frame(images.get(name), expected, environment.name)
 
     def drive(
         self, driver: Driver, name: str, rng: np.random.Generator, most: int = MAX_EPISODE_STEPS

@@ -18,6 +18,7 @@ from avtd3.collect.environment import Environment, ResetResult
 from avtd3.collect.scores import total_reward
 from avtd3.store.errors import ConfigError
 from avtd3.store.events import Event
+from avtd3.store.spec import IMAGE
 from avtd3.store.step import Observation, Step
 from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
@@ -89,7 +90,7 @@ class TimedEnvironment(Environment):
         self.spec = dataclasses.replace(inner.spec, control_period_s=period_s * action_repeat)
         low, high = action_bounds(inner.spec)
         self._neutral = np.clip(np.zeros_like(low), low, high)
-        self._images: dict[int, NDArray[np.uint8] | None] = {}
+        self._images: dict[int, Mapping[str, NDArray[np.uint8]]] = {}
 
     @property
     def setting(self) -> str:
@@ -144,7 +145,7 @@ class TimedEnvironment(Environment):
         self._applied = self._neutral
         start = self._inner.reset(seed, index)
         self._images = {}
-        self._keep(start.observation.image)
+        self._keep(start.observation)
         attributes = dict(start.attributes)
         if self._delay.per == "episode" and not self._delay.is_none:
             camera, command = self._drawn
@@ -163,7 +164,7 @@ class TimedEnvironment(Environment):
         for _ in range(self._repeat):
             step = self._inner.step(self._arrived())
             self._now += 1
-            self._keep(step.observation.image)
+            self._keep(step.observation)
             reward += total_reward(step)
             if step.reward_terms is not None:
                 terms += step.reward_terms
@@ -194,11 +195,12 @@ class TimedEnvironment(Environment):
                 break
         return self._applied
 
-    def _keep(self, image: NDArray[np.uint8] | None) -> None:
-        """Remember the newest camera frame; a copy if it is shown later, see `FrameStack.push`."""
-        if image is not None and self._camera[1] > 0:
-            image = image.copy()
-        self._images[self._now] = image
+    def _keep(self, observation: Observation) -> None:
+        """Remember the newest frames; copies if they are shown later, see `FrameStack.push`."""
+        images = observation.images
+        if self._camera[1] > 0:
+            images = {name: image.copy() for name, image in images.items()}
+        self._images[self._now] = images
 
     def _see(self, observation: Observation) -> Observation:
         """Return an observation with the newest camera frame that has arrived."""
@@ -206,7 +208,10 @@ class TimedEnvironment(Environment):
         shown = max(oldest, self._now - self._drawn[0])
         self._shown.append(shown)
         self._images = {n: image for n, image in self._images.items() if n >= shown}
-        return dataclasses.replace(observation, image=self._images[shown])
+        images = self._images[shown]
+        if observation.streams is not None:
+            return dataclasses.replace(observation, streams=images)
+        return dataclasses.replace(observation, image=images.get(IMAGE))
 
     def labels(self) -> StepLabels | None:
         """Return the delays of the episode so far; None if none are configured."""

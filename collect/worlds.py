@@ -130,6 +130,8 @@ class EnvironmentConfig:
             found["carla"] = self.carla.plan_document()
         elif self.world == "road":
             found["road"] = document["road"]
+            if not self.road.streams:
+                del found["road"]["streams"]  # as in plans from before this setting
         else:
             found["world_options"] = document["world_options"]
         return found

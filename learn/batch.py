@@ -3,7 +3,8 @@
 ==================== ===================== =========================================
 field                dtype                 shape and range
 ==================== ===================== =========================================
-observation.pixels   float32 or bfloat16   (B, K*C, H, W), 0..255, channels_last
+observation.pixels   float32 or bfloat16   (B, K*C, H, W), 0..255, channels_last; a tuple of
+                                           such, one for each of several streams
 observation.vector   float32               (B, V), normalised
 action               float32               (B, A), within the spec's bounds
 reward               float32               (B,), n-step sum
@@ -21,18 +22,19 @@ the device, both stacks are shifted (if configured) and converted to pixels once
 import dataclasses
 import math
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avtd3.learn.networks import ObservationBatch, to_pixels
+from avtd3.learn.networks import ObservationBatch, Pixels, join_pixels, to_pixels
 from avtd3.learn.ranks import ALONE, Ranks
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.backend import FrameArray
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.gather import SequenceBatch, Transitions
+from avtd3.store.replay.gather import SequenceBatch, StreamBatch, Transitions
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.spec import ImageSpec
 
@@ -102,18 +104,16 @@ def to_batch(
     device: torch.device,
     dtype: torch.dtype,
     shift: RandomShift | None = None,
-    stacks: tuple[Tensor, Tensor] | None = None,
+    stacks: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> Batch:
     """Move sampled transitions to the device, unless their `stacks` of images are there already.
 
-    On the CPU, the small arrays are copied, because the sampler reuses its buffers.
+    `stacks` are those of each stream. On the CPU, the small arrays are copied, because the sampler
+    reuses its buffers.
     """
-    if stacks is None and transitions.frames is not None:
-        assert transitions.observation_frames is not None
-        planes = transitions.observation_frames.shape[1]
-        window = _send(transitions.frames, device).flatten(1, 2)  # (B, W*C, H, W)
-        stacks = window[:, :planes], window[:, -planes:]
-    pixels = (None, None) if stacks is None else _convert(*stacks, dtype, shift)
+    if stacks is None:
+        stacks = [_send_stacks(stream, device) for stream in transitions.streams.values()]
+    pixels = _convert_all(stacks, dtype, shift)
     vectors = [
         _send_if_any(vector, device)
         for vector in (transitions.observation_vector, transitions.next_observation_vector)
@@ -139,15 +139,13 @@ def flatten_sequences(
 ) -> Batch:
     """Move S sequences of L steps to the device as S * L transitions, one after another."""
     length = sequences.action.shape[1]
-    pixels: tuple[Tensor | None, Tensor | None] = (None, None)
-    if sequences.frames is not None:
-        frames = _send(sequences.frames, device)  # (S, K + L, C, H, W)
-        stack = frames.shape[1] - length
-        stacks = frames.unfold(1, stack, 1).movedim(-1, 2)  # (S, L + 1, K, C, H, W)
-        before, after = (
-            each.flatten(0, 1).flatten(1, 2) for each in (stacks[:, :-1], stacks[:, 1:])
-        )
-        pixels = _convert(before, after, dtype, shift)
+    pairs = []
+    for name, windows in sequences.streams.items():
+        frames = _send(windows, device)  # (S, (K - 1) stride + L + 1, C, H, W)
+        reach, stride = frames.shape[1] - length, sequences.strides[name]
+        stacks = frames.unfold(1, reach, 1)[..., ::stride].movedim(-1, 2)  # (S, L + 1, K, C, H, W)
+        pairs.append([each.flatten(0, 1).flatten(1, 2) for each in (stacks[:, :-1], stacks[:, 1:])])
+    pixels = _convert_all([(before, after) for before, after in pairs], dtype, shift)
     vectors: list[Tensor | None] = [None, None]
     if sequences.vector is not None:
         vector = _send(sequences.vector, device, copy=True)
@@ -165,13 +163,14 @@ def flatten_sequences(
 
 
 class DeviceFrameCache:
-    """A copy of the replay's frames on the device, from which batches are gathered there.
+    """A copy of the replay's frames of one stream on the device, to gather batches there.
 
     For a batch, only row numbers are copied, not 9 MB of frames. The copy follows the replay cache:
     new frames are copied once, and replace frames that left the cache.
     """
 
-    def __init__(self, image: ImageSpec, device: torch.device) -> None:
+    def __init__(self, stream: str, image: ImageSpec, device: torch.device) -> None:
+        self._stream = stream
         self._planes = image.observation_shape[0]
         self._device = device
         self._frames = torch.empty((0, *image.frame_shape), dtype=torch.uint8, device=device)
@@ -179,7 +178,7 @@ class DeviceFrameCache:
 
     def stacks(self, sampler: Sampler, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Gather the images (B, K*C, H, W) before and after, of `Transitions.frame_rows` (B, W)."""
-        source = sampler.frame_array()
+        source = sampler.frame_array(self._stream)
         if source is not self._source:
             self._copy_new(source)
         numbers = torch.from_numpy(rows).reshape(-1).to(self._device)
@@ -213,13 +212,13 @@ class DeviceFrameCache:
         self._frames[: len(before)] = before
 
 
-def open_device_cache(
-    image: ImageSpec | None, device: torch.device, *, enabled: bool
-) -> DeviceFrameCache | None:
-    """Return a cache if it is enabled, there are images, and the device has its own memory."""
-    if not enabled or image is None or device.type == "cpu":
-        return None
-    return DeviceFrameCache(image, device)
+def open_device_caches(
+    images: Mapping[str, ImageSpec], device: torch.device, *, enabled: bool
+) -> dict[str, DeviceFrameCache]:
+    """Return a cache for each stream, if enabled, and if the device has its own memory."""
+    if not enabled or device.type == "cpu":
+        return {}
+    return {name: DeviceFrameCache(name, image, device) for name, image in images.items()}
 
 
 class BatchLoader:
@@ -232,17 +231,17 @@ class BatchLoader:
         dtype: torch.dtype,
         *,
         shift: RandomShift | None = None,
-        device_cache: DeviceFrameCache | None = None,
+        device_caches: Mapping[str, DeviceFrameCache] | None = None,
     ) -> None:
         self._replay, self._device, self._dtype = replay, device, dtype
-        self._shift, self._device_cache = shift, device_cache
+        self._shift, self._device_caches = shift, device_caches or {}
         self.sampling_s = 0.0
         """Time spent in the sampler so far, in seconds."""
 
     @property
     def gathers_on_host(self) -> bool:
         """Whether the sampler has to gather the frames."""
-        return self._device_cache is None
+        return not self._device_caches
 
     def load(self, sampler: Sampler) -> tuple[Batch, NDArray[np.int64] | None]:
         """Return a batch, and if prioritised its index for `Sampler.update_priorities`."""
@@ -255,10 +254,30 @@ class BatchLoader:
         transitions = sampler.sample()
         self.sampling_s += time.monotonic() - before_s
         stacks = None
-        if self._device_cache is not None and transitions.frames is None:
-            stacks = self._device_cache.stacks(sampler, transitions.frame_rows)
+        streams = transitions.streams
+        if self._device_caches and all(stream.frames is None for stream in streams.values()):
+            stacks = [self._device_caches[n].stacks(sampler, streams[n].rows) for n in streams]
         batch = to_batch(transitions, self._device, self._dtype, self._shift, stacks)
         return batch, transitions.index
+
+
+def _send_stacks(stream: StreamBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the stacks (B, K*C, H, W) before and after on the device."""
+    assert stream.frames is not None
+    assert stream.observation is not None
+    planes = stream.observation.shape[1]
+    window = _send(stream.frames, device).flatten(1, 2)  # (B, W*C, H, W)
+    return window[:, :planes], window[:, -planes:]
+
+
+def _convert_all(
+    stacks: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, shift: RandomShift | None
+) -> tuple[Pixels | None, Pixels | None]:
+    """Convert the stacks before and after of each stream to pixels."""
+    if not stacks:
+        return None, None
+    before, after = zip(*(_convert(*pair, dtype, shift) for pair in stacks), strict=True)
+    return join_pixels(before), join_pixels(after)
 
 
 def _convert(

@@ -18,7 +18,7 @@ from torch import Tensor
 from avtd3.learn.batch import Batch
 from avtd3.learn.fitted_value import FittedEpisode, fitted_value
 from avtd3.learn.metrics import REWARD_TERMS
-from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
+from avtd3.learn.networks import ObservationBatch, evaluating, join_pixels, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
 from avtd3.store.episode import Episode
 from avtd3.store.replay.backend import EpisodeSummary
@@ -227,13 +227,14 @@ class HeldOutEvaluator:
         )
 
     def _observe(self, episode: Episode, start: int, stop: int) -> ObservationBatch:
-        pixels = vector = None
-        if self.spec.image is not None:
-            stacks = torch.from_numpy(episode.observations(None, start, stop, self.stack_stride))
-            pixels = to_pixels(stacks.to(self.device), self.autocast or torch.float32)
+        vector, parts = None, []
+        for stream in self.spec.images:
+            places = (None, start, stop, self.stack_stride)
+            stacks = torch.from_numpy(episode.observations(*places, stream=stream))
+            parts.append(to_pixels(stacks.to(self.device), self.autocast or torch.float32))
         if self.spec.vector_names:
             vector = torch.from_numpy(episode.vectors[start:stop]).to(self.device)
-        return ObservationBatch(pixels=pixels, vector=vector)
+        return ObservationBatch(pixels=join_pixels(parts), vector=vector)
 
 
 def discounted_returns(reward: NDArray[np.float32], gamma: float) -> NDArray[np.float32]:

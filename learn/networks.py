@@ -1,7 +1,12 @@
-"""The networks: a Nature CNN (Mnih et al. 2015), the actor and the twin critic.
+"""The networks: the CNNs, the actor and the twin critic.
+
+Small images have a Nature CNN (Mnih et al. 2015), larger ones a residual CNN as in IMPALA (Espeholt
+et al. 2018), see `NetworkConfig.encoder`. With several streams, each has a CNN of its own, and
+their features are joined in the order of the streams' names.
 
 `to_pixels` converts the uint8 frames of a batch to floating-point pixels in 0..255 once. The first
-convolution includes the scaling to [-1, 1]: ``conv(x / 127.5 - 1) = conv_w/127.5(x) - sum(w)``.
+convolution of a Nature CNN includes the scaling to [-1, 1]: ``conv(x / 127.5 - 1) =
+conv_w/127.5(x) - sum(w)``.
 """
 
 import contextlib
@@ -9,8 +14,8 @@ import copy
 import dataclasses
 import fnmatch
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +27,9 @@ from avtd3.store.spec import EpisodeSpec, ImageSpec
 ACTIVATIONS = ("relu", "leaky_relu")
 FEATURE_ACTIVATIONS = ("same", "tanh")
 CONV_NORMS = ("none", "layer", "batch")
+ENCODERS = ("auto", "nature", "impala")
+NATURE_SIDE = 100
+"""Largest side of an image, in pixels, for which ``auto`` selects a Nature CNN."""
 MAX_LAYERS = 64
 """Most hidden layers of an MLP."""
 MAX_WIDTH = 65_536
@@ -30,6 +38,10 @@ MIN_IMAGE_SIDE = 36
 """Smallest side of an image, in pixels, that the three convolutions accept."""
 LEAKY_SLOPE = 0.01
 _CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
+_STAGES = (16, 32, 32, 32, 32, 32, 32, 32)  # channels of the stages of a residual CNN
+_FEWEST_STAGES, _LAST_SIDE = 3, 16
+Pixels: TypeAlias = Tensor | tuple[Tensor, ...]
+"""Pixels of the only stream, or of each of several, in the order of their names."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +56,12 @@ class NetworkConfig:
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers of each MLP."""
     features: int = 512
-    """Number of features that a CNN computes from a stack of frames."""
+    """Number of features that a CNN computes from a stack of frames; each stream has so many."""
+    encoder: str = "auto"
+    """CNN: ``nature`` (Mnih et al. 2015); ``impala``, a residual one (Espeholt et al. 2018) whose
+    number of stages follows from the size of the image: at least three, until its longer side is
+    at most 16; or ``auto``: ``impala`` for streams of more than 100 pixels a side, else ``nature``.
+    The image of a dataset without named streams is always small for ``auto``."""
     activation: str = "relu"
     """Activation in the CNNs and the MLPs: ``relu``, or ``leaky_relu`` with slope 0.01."""
     conv_norm: str = "none"
@@ -69,11 +86,12 @@ class NetworkConfig:
     them."""
     actor_inputs: tuple[str, ...] = ()
     """Names of the numbers of the vector that the actor sees, such as ``speed_mps`` or
-    ``waypoint_*``; ``image`` alone for none of them. Images are always seen. Policies have only
-    these inputs. Empty: all numbers."""
+    ``waypoint_*``; ``image`` alone for none of them. Images are always seen, but of named streams
+    only those that are named here, if any is. Policies have only these inputs. Empty: all."""
     critic_inputs: tuple[str, ...] = ()
-    """Names of the numbers of the vector that the critics see, as for `actor_inputs`; empty: all
-    numbers. Critics that see more than the actor are privileged (Pinto et al. 2018)."""
+    """Names of the numbers of the vector and of the streams that the critics see, as for
+    `actor_inputs`; empty: all. Critics that see more than the actor are privileged (Pinto et al.
+    2018)."""
 
     def __post_init__(self) -> None:
         # a policy's header may have values of any type
@@ -87,6 +105,7 @@ class NetworkConfig:
             ("features", _is_width(self.features), widths),
             ("activation", self.activation in ACTIVATIONS, f"one of {ACTIVATIONS}"),
             ("conv_norm", self.conv_norm in CONV_NORMS, f"one of {CONV_NORMS}"),
+            ("encoder", self.encoder in ENCODERS, f"one of {ENCODERS}"),
             (
                 "feature_activation",
                 self.feature_activation in FEATURE_ACTIVATIONS,
@@ -120,7 +139,7 @@ def input_columns(spec: EpisodeSpec, inputs: Sequence[str], setting: str) -> tup
     names = spec.vector_names
     if not inputs:
         return tuple(range(len(names)))
-    images = () if spec.image is None else (IMAGE_INPUT,)
+    images = dict.fromkeys((IMAGE_INPUT, *spec.images)) if spec.images else {}
     for wanted in inputs:
         if not fnmatch.filter((*images, *names), wanted):
             raise ConfigError(
@@ -130,14 +149,29 @@ def input_columns(spec: EpisodeSpec, inputs: Sequence[str], setting: str) -> tup
     places = tuple(
         n for n, name in enumerate(names) if any(fnmatch.fnmatch(name, i) for i in inputs)
     )
-    if not places and spec.image is None:
+    if not places and not spec.images:
         raise ConfigError(f"learn.network.{setting} selects no number; name at least one")
     return places
+
+
+def input_streams(spec: EpisodeSpec, inputs: Sequence[str]) -> tuple[int, ...]:
+    """Return the places of the streams of a network's inputs, in the order of their names.
+
+    If no stream is named, they are all streams; see `input_columns`.
+    """
+    chosen = [
+        n
+        for n, name in enumerate(spec.images)
+        if any(fnmatch.fnmatch(name, wanted) for wanted in inputs)
+    ]
+    return tuple(chosen or range(len(spec.images)))
 
 
 def actor_spec(spec: EpisodeSpec, config: NetworkConfig) -> EpisodeSpec:
     """Return the spec of what the actor sees, which is that of its policies."""
     places = input_columns(spec, config.actor_inputs, "actor_inputs")
+    streams = input_streams(spec, config.actor_inputs)
+    spec = spec.select([list(spec.images)[n] for n in streams])
     if len(places) == spec.vector_size:
         return spec
     names = tuple(spec.vector_names[n] for n in places)
@@ -157,8 +191,9 @@ def _is_width(value: object) -> bool:
 class ObservationBatch:
     """A batch of observations, ready for the networks."""
 
-    pixels: Tensor | None
-    """float (B, K*C, H, W) in 0..255, channels_last in memory; None without a camera."""
+    pixels: Pixels | None
+    """float (B, K*C, H, W) in 0..255, channels_last in memory; a tuple of such, one for each
+    stream in the order of their names, if there are several; None without a camera."""
     vector: Tensor | None
     """float (B, V), normalised; None if the spec has no vector."""
 
@@ -169,6 +204,16 @@ def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
     if frames.is_contiguous(memory_format=torch.channels_last):
         return frames.to(dtype)
     return torch.stack(frames.unbind(1), -1).to(dtype).permute(0, 3, 1, 2)
+
+
+def join_pixels(parts: Sequence[Tensor]) -> Pixels | None:
+    """Return the pixels of all streams as the networks take them."""
+    return None if not parts else parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def split_pixels(pixels: Pixels | None) -> tuple[Tensor, ...]:
+    """Return the pixels of each stream, of what `join_pixels` returned."""
+    return () if pixels is None else pixels if isinstance(pixels, tuple) else (pixels,)
 
 
 class Encoder(nn.Module):
@@ -220,9 +265,117 @@ class Encoder(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Return features (..., F) from the output of the linear layer (..., F)."""
-        x = self.feature_norm(x)
-        features = torch.tanh(x) if self._tanh else self.activate(x)
-        return features.clamp(-self._clamp, self._clamp) if self._clamp else features
+        return _finish(self.feature_norm(x), self._slope, self._clamp, uses_tanh=self._tanh)
+
+
+class ResidualEncoder(nn.Module):
+    """IMPALA's CNN: stages of a convolution, a maximum over 3x3/2 and two residual blocks.
+
+    ``conv_norm`` applies to the first convolution of each stage.
+    """
+
+    def __init__(self, image: ImageSpec, config: NetworkConfig) -> None:
+        super().__init__()
+        self._slope = _slope(config)
+        self._clamp, self._tanh = config.feature_clamp, config.feature_activation == "tanh"
+        inputs, height, width = image.observation_shape
+        stages: list[nn.Module] = []
+        for outputs in _STAGES[: residual_stages(image)]:
+            stages.append(_Stage(inputs, outputs, config))
+            inputs, height, width = outputs, -(-height // 2), -(-width // 2)
+        self.stages = nn.ModuleList(stages)
+        self.linear = nn.Linear(height * width * inputs, config.features)
+        self.feature_norm = nn.LayerNorm(config.features) if config.feature_norm else nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return features (B, F) of float pixels (B, K*C, H, W) in 0..255."""
+        x = pixels / 127.5 - 1.0
+        for stage in self.stages:
+            x = stage(x)
+        x = _activate(x, self._slope)
+        return self.finish(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return features (..., F) from the output of the linear layer (..., F)."""
+        return _finish(self.feature_norm(x), self._slope, self._clamp, uses_tanh=self._tanh)
+
+
+class _Stage(nn.Module):
+    """One stage of a `ResidualEncoder`; halves height and width."""
+
+    def __init__(self, inputs: int, outputs: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self._slope = _slope(config)
+        self.convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm = _conv_norm(config.conv_norm, outputs)
+        # Two residual blocks of two convolutions each.
+        self.residual = nn.ModuleList(nn.Conv2d(outputs, outputs, 3, padding=1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C', H / 2, W / 2), rounded up, for (B, C, H, W)."""
+        x = functional.max_pool2d(self.norm(self.convolution(x)), 3, stride=2, padding=1)
+        for first, second in (self.residual[:2], self.residual[2:]):
+            # Not in place: the sum needs the block's input.
+            inside = _activate(first(functional.leaky_relu(x, self._slope)), self._slope)
+            x = x + second(inside)
+        return x
+
+
+class StreamEncoders(nn.Module):
+    """One CNN for each of several streams; the features are joined in the order of their names."""
+
+    def __init__(self, images: Mapping[str, ImageSpec], config: NetworkConfig) -> None:
+        super().__init__()
+        self.streams = nn.ModuleDict({n: _encoder(image, config) for n, image in images.items()})
+
+    def forward(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Return features (B, F * streams) of the pixels of each stream."""
+        parts = zip(self.streams.values(), pixels, strict=True)
+        return torch.cat([encoder(each) for encoder, each in parts], dim=1)
+
+
+def residual_stages(image: ImageSpec) -> int:
+    """Return how many stages a `ResidualEncoder` has for an image."""
+    stages, side = 0, max(image.height, image.width)
+    while stages < len(_STAGES) and (stages < _FEWEST_STAGES or side > _LAST_SIDE):
+        stages, side = stages + 1, -(-side // 2)
+    return stages
+
+
+def _encoder(image: ImageSpec, config: NetworkConfig, *, is_named: bool = True) -> nn.Module:
+    # Without a name, as in all versions: so old checkpoints and policies keep their networks.
+    is_small = not is_named or max(image.height, image.width) <= NATURE_SIDE
+    kind = config.encoder if config.encoder != "auto" else "nature" if is_small else "impala"
+    return Encoder(image, config) if kind == "nature" else ResidualEncoder(image, config)
+
+
+def make_encoder(spec: EpisodeSpec, config: NetworkConfig) -> nn.Module | None:
+    """Return what turns the `Pixels` of a spec into features; None without a camera."""
+    images = list(spec.images.values())
+    if len(images) > 1:
+        return StreamEncoders(spec.images, config)
+    return _encoder(images[0], config, is_named=bool(spec.streams)) if images else None
+
+
+def encoders_of(encoder: nn.Module | None) -> list[nn.Module]:
+    """Return the CNN of each stream in what `make_encoder` returned."""
+    if isinstance(encoder, StreamEncoders):
+        return list(encoder.streams.values())
+    return [] if encoder is None else [encoder]
+
+
+def feature_size(spec: EpisodeSpec, config: NetworkConfig) -> int:
+    """Return how many features the CNNs of all streams compute together.
+
+    If actor and critics see different streams, it is the smaller number of both.
+    """
+    inputs = (config.actor_inputs, config.critic_inputs)
+    return min(len(input_streams(spec, each)) for each in inputs) * config.features
+
+
+def _finish(x: Tensor, slope: float, clamp: float, *, uses_tanh: bool) -> Tensor:
+    features = torch.tanh(x) if uses_tanh else _activate(x, slope)
+    return features.clamp(-clamp, clamp) if clamp else features
 
 
 class Mlp(nn.Module):
@@ -268,11 +421,20 @@ class _Network(nn.Module):
     columns: Tensor | None
     """int64, places in the vector of the numbers that the network sees; None if it sees all."""
 
-    def __init__(self, spec: EpisodeSpec, config: NetworkConfig, columns: Sequence[int]) -> None:
+    def __init__(
+        self,
+        spec: EpisodeSpec,
+        config: NetworkConfig,
+        columns: Sequence[int],
+        inputs: Sequence[str],
+    ) -> None:
         super().__init__()
-        self.encoder = None if spec.image is None else Encoder(spec.image, config)
+        self.streams = input_streams(spec, inputs)
+        """Places of the streams that the network sees, in the order of their names."""
+        seen = spec.select([list(spec.images)[n] for n in self.streams])
+        self.encoder = make_encoder(seen, config)
         size = len(columns)
-        self.state_size = size + (0 if spec.image is None else config.features)
+        self.state_size = size + len(self.streams) * config.features
         chosen = None if size == spec.vector_size else torch.tensor(columns, dtype=torch.int64)
         self.register_buffer("columns", chosen, persistent=False)
         self.vector_mean: Tensor | None
@@ -286,7 +448,11 @@ class _Network(nn.Module):
         parts: list[Tensor] = []
         if self.encoder is not None:
             assert observation.pixels is not None
-            parts.append(self.encoder(observation.pixels))
+            pixels = observation.pixels
+            if isinstance(pixels, tuple):
+                seen = [pixels[n] for n in self.streams]
+                pixels = seen[0] if len(seen) == 1 else tuple(seen)
+            parts.append(self.encoder(pixels))
         if observation.vector is not None:
             parts.append(self.normalise(self.seen(observation.vector)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -324,7 +490,7 @@ class Actor(_Network):
 
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
         columns = input_columns(spec, config.actor_inputs, "actor_inputs")
-        super().__init__(spec, config, columns)
+        super().__init__(spec, config, columns, config.actor_inputs)
         self.head = Mlp(self.state_size, spec.action_size, config)
         self._shares_encoder = config.shared_encoder
         shared = _shared_columns(spec, config, columns) if config.shared_encoder else None
@@ -371,7 +537,8 @@ class TwinCritic(_Network):
     """Two estimates of an action's value; both MLPs read the features of the same CNN."""
 
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
-        super().__init__(spec, config, input_columns(spec, config.critic_inputs, "critic_inputs"))
+        columns = input_columns(spec, config.critic_inputs, "critic_inputs")
+        super().__init__(spec, config, columns, config.critic_inputs)
         inputs = self.state_size + spec.action_size
         self.head1 = Mlp(inputs, 1, config, norm=config.critic_norm)
         self.head2 = Mlp(inputs, 1, config, norm=config.critic_norm)
@@ -397,7 +564,13 @@ def _shared_columns(
 ) -> Tensor | None:
     """Return the places of an actor's state in that of the critics; None if they are the same."""
     critic = input_columns(spec, config.critic_inputs, "critic_inputs")
-    if spec.image is None or critic == tuple(columns):
+    streams = [input_streams(spec, each) for each in (config.actor_inputs, config.critic_inputs)]
+    if streams[0] != streams[1]:
+        raise ConfigError(
+            "learn.network.shared_encoder is true, but actor_inputs and critic_inputs name other "
+            "streams, expected the same"
+        )
+    if not spec.images or critic == tuple(columns):
         return None
     if hidden := set(columns).difference(critic):
         names = ", ".join(spec.vector_names[n] for n in sorted(hidden))
@@ -405,8 +578,9 @@ def _shared_columns(
             f"learn.network.critic_inputs lacks {names}, which the actor sees; with shared_encoder "
             "the critics must see all that the actor sees"
         )
-    places = [config.features + critic.index(n) for n in columns]
-    return torch.tensor([*range(config.features), *places], dtype=torch.int64)
+    features = len(streams[0]) * config.features
+    places = [features + critic.index(n) for n in columns]
+    return torch.tensor([*range(features), *places], dtype=torch.int64)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeGuard
 
@@ -36,7 +36,10 @@ from avtd3.learn.networks import (
     NetworkConfig,
     ObservationBatch,
     actor_spec,
+    encoders_of,
     evaluating,
+    join_pixels,
+    to_pixels,
 )
 from avtd3.store import files
 from avtd3.store.errors import (
@@ -47,7 +50,7 @@ from avtd3.store.errors import (
     UnreadableError,
     abbreviate,
 )
-from avtd3.store.spec import MAX_AXIS, EpisodeSpec
+from avtd3.store.spec import IMAGE, MAX_AXIS, EpisodeSpec
 from avtd3.store.step import FrameStack, Observation
 
 FORMAT_VERSION = 2
@@ -240,6 +243,8 @@ def encode_policy(
     `spec` is that of the data; the file has the part of it that the actor sees.
     """
     shape, spec = dataclasses.asdict(config), actor_spec(spec, config)
+    # Without the default encoder, versions from before the setting read the file.
+    skipped = {*_OF_TRAINING, *(["encoder"] if config.encoder == "auto" else ())}
     document = {
         "format_version": 1 if stack_stride == 1 else FORMAT_VERSION,
         "version": version,
@@ -247,7 +252,7 @@ def encode_policy(
         "action_limit": action_limit,
         "spec": spec.to_json(),
         "spec_digest": spec.digest,
-        "network": {k: v for k, v in shape.items() if k not in _OF_TRAINING},
+        "network": {k: v for k, v in shape.items() if k not in skipped},
         "code_version": importlib.metadata.version("avtd3"),
         **({} if stack_stride == 1 else {"stack_stride": stack_stride}),
     }
@@ -365,12 +370,15 @@ class Policy:
         return f"Policy(version={self.version}, updates={self.updates}, digest={self.digest[:12]})"
 
     def act(
-        self, frames: NDArray[np.uint8] | None, vector: NDArray[np.float32] | None
+        self,
+        frames: NDArray[np.uint8] | Mapping[str, NDArray[np.uint8]] | None,
+        vector: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
         """Return the action for one observation.
 
         Args:
-            frames: uint8 (K*C, H, W), oldest first; None without a camera.
+            frames: uint8 (K*C, H, W), oldest first; such by name if the spec has several streams;
+                None without a camera.
             vector: float32 (V,), normalised; None if the spec has no vector.
 
         Returns:
@@ -380,9 +388,12 @@ class Policy:
             SpecError: If the observation does not have the spec's shape.
             CheckpointError: If the action is not finite.
         """
+        if frames is None or isinstance(frames, np.ndarray):
+            only = next(iter(self.spec.images), IMAGE)
+            frames = {} if frames is None else {only: frames}
         self._check(frames, vector)
         action: NDArray[np.float32] = self._actor(
-            None if frames is None else torch.from_numpy(frames),
+            [torch.from_numpy(frames[name]) for name in self.spec.images],
             None if vector is None else torch.from_numpy(vector),
         ).numpy()
         if not np.isfinite(action).all():
@@ -394,14 +405,17 @@ class Policy:
             action = self._centre + np.float32(self.action_limit) * (action - self._centre)
         return action
 
-    def _check(self, frames: NDArray[np.uint8] | None, vector: NDArray[np.float32] | None) -> None:
-        image = None if self.spec.image is None else self.spec.image.observation_shape
+    def _check(
+        self, frames: Mapping[str, NDArray[np.uint8]], vector: NDArray[np.float32] | None
+    ) -> None:
+        shapes = {name: image.observation_shape for name, image in self.spec.images.items()}
         size = (self.spec.vector_size,) if self.spec.vector_size else None
-        got = (None if frames is None else frames.shape, None if vector is None else vector.shape)
-        if got != (image, size):
+        found = {name: stack.shape for name, stack in frames.items()}
+        got = None if vector is None else vector.shape
+        if (found, got) != (shapes, size):
             raise SpecError(
-                f"observation has frames {got[0]} and vector {got[1]}, expected {image} and "
-                f"{size} (spec of policy {self.version})"
+                f"observation has frames {_only(found)} and vector {got}, expected {_only(shapes)} "
+                f"and {size} (spec of policy {self.version})"
             )
 
     @classmethod
@@ -411,7 +425,8 @@ class Policy:
         Args:
             path: A file ``policy-<version>.safetensors`` beside its ``.json``, or a policy
                 directory for its newest policy.
-            spec: The spec of the observations to act on; None for any. See `fit_spec`.
+            spec: The spec of the observations to act on, which may have more streams; None for any.
+                See `fit_spec`.
 
         Raises:
             CheckpointError: If there is no policy, or the file is truncated, altered or
@@ -426,10 +441,10 @@ class Policy:
         data, digest = _read_verified(path)
         header = read_header(data, path)
         if spec is not None and fit_spec(header.spec, spec) is None:
+            lack = spec.lacks(header.spec)
             raise SpecError(
-                f"policy {path} was trained for another spec "
-                f"({header.spec.difference(spec)}); use a policy that was trained "
-                "on data of this spec"
+                f"policy {path} was trained for another spec ({lack}); use a policy that was "
+                "trained on data of this spec, or on some of its streams"
             )
         try:
             tensors = safetensors.torch.load(data)
@@ -458,8 +473,11 @@ class Fit(NamedTuple):
 def fit_spec(policy: EpisodeSpec, spec: EpisodeSpec) -> Fit | None:
     """Return how a policy of a spec acts on observations of another one; None if it cannot.
 
-    It may see fewer numbers of the vector, and decide once in several control periods.
+    It may see fewer numbers of the vector and fewer streams, and decide once in several control
+    periods.
     """
+    if policy.streams and policy.streams.keys() <= spec.streams.keys():
+        spec = spec.select(list(policy.streams))
     steps = max(1, round(policy.control_period_s / spec.control_period_s))
     is_multiple = math.isclose(steps * spec.control_period_s, policy.control_period_s)
     scales = dict(zip(spec.vector_names, spec.vector_scales, strict=True))
@@ -506,12 +524,15 @@ class PolicyActor:
     def __init__(self, policy: Policy, spec: EpisodeSpec | None = None) -> None:
         self.policy = policy
         """The policy; it may be replaced between episodes by another one of the same spec."""
-        image, fit = policy.spec.image, fit_spec(policy.spec, spec or policy.spec)
+        fit = fit_spec(policy.spec, spec or policy.spec)
         if fit is None:
             difference = policy.spec.difference(spec or policy.spec)
             raise SpecError(f"policy {policy.version} has another spec ({difference})")
         self._columns = fit.columns
-        self._stack = None if image is None else FrameStack(image.stack, policy.stack_stride)
+        self._stacks = {
+            name: FrameStack(image.stack, image.stride * policy.stack_stride)
+            for name, image in policy.spec.images.items()
+        }
         self._is_first = True
 
     def reset(self) -> None:
@@ -525,25 +546,39 @@ class PolicyActor:
             SpecError: If the observation does not have the spec's shape.
             CheckpointError: If the action is not finite.
         """
-        image, spec = observation.image, self.policy.spec
-        expected = None if spec.image is None else spec.image.frame_shape
-        if (found := None if image is None else image.shape) != expected:
+        images, version = observation.images, self.policy.version
+        for name, image in self.policy.spec.images.items():
+            frame = images.get(name)
+            if (found := None if frame is None else frame.shape) != image.frame_shape:
+                raise SpecError(
+                    f"observation has {name} {found}, expected {image.frame_shape} (spec of policy "
+                    f"{version})"
+                )
+        if observation.image is not None and not self._stacks:
             raise SpecError(
-                f"observation has image {found}, expected {expected} (spec of policy "
-                f"{self.policy.version})"
+                f"observation has image {observation.image.shape}, expected None (spec of policy "
+                f"{version})"
             )
-        frames = None
-        if self._stack is not None and image is not None:
-            if self._is_first:
-                self._stack.reset(image)
-            else:
-                self._stack.push(image)
-            frames = self._stack.stacked()
+        stacks = {name: self._push(name, images[name]) for name in self._stacks}
         self._is_first = False
         vector = observation.vector
         if self._columns is not None and vector is not None:
             vector = vector[list(self._columns)] if self._columns else None
-        return self.policy.act(frames, vector)
+        several = len(stacks) > 1
+        return self.policy.act(stacks if several else next(iter(stacks.values()), None), vector)
+
+    def _push(self, name: str, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        stack = self._stacks[name]
+        if self._is_first:
+            stack.reset(frame)
+        else:
+            stack.push(frame)
+        return stack.stacked()
+
+
+def _only(shapes: Mapping[str, tuple[int, ...]]) -> object:
+    """Return what a message shows of the shapes of frames by stream."""
+    return dict(shapes) if len(shapes) > 1 else next(iter(shapes.values()), None)
 
 
 def _newest_file(directory: Path) -> Path:
@@ -558,13 +593,13 @@ def _newest_file(directory: Path) -> Path:
 def sample_observations(spec: EpisodeSpec, device: torch.device) -> ObservationBatch:
     """Return noise, the same each time, for `find_fault` before there are data."""
     generator = torch.Generator().manual_seed(0)
-    pixels = vector = None
-    if spec.image is not None:
-        shape = (_PROBES, *spec.image.observation_shape)
-        pixels = torch.randint(0, 256, shape, generator=generator).float().to(device)
+    vector, parts = None, []
+    for image in spec.images.values():
+        shape = (_PROBES, *image.observation_shape)
+        parts.append(torch.randint(0, 256, shape, generator=generator).float().to(device))
     if spec.vector_size:
         vector = torch.randn(_PROBES, spec.vector_size, generator=generator).to(device)
-    return ObservationBatch(pixels=pixels, vector=vector)
+    return ObservationBatch(pixels=join_pixels(parts), vector=vector)
 
 
 @torch.no_grad()
@@ -574,8 +609,9 @@ def find_fault(actor: Actor, observation: ObservationBatch) -> str:
         if not bool(torch.isfinite(value).all()):
             return f"{name} has values that are not finite"
     pixels, vector = observation.pixels, observation.vector
+    parts = () if pixels is None else pixels if isinstance(pixels, tuple) else (pixels,)
     probes = ObservationBatch(
-        pixels=None if pixels is None else pixels[:_PROBES].float(),
+        pixels=join_pixels([part[:_PROBES].float() for part in parts]),
         vector=None if vector is None else vector[:_PROBES],
     )
     with evaluating(actor):
@@ -621,25 +657,47 @@ class SingleActor:
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
-        self._encoder = actor.encoder
-        if actor.encoder is not None:
-            self._convolutions = _convolutions(actor.encoder)
+        found = encoders_of(actor.encoder)
+        self._encoders = [
+            _SingleNature(encoder) if isinstance(encoder, Encoder) else _SingleOther(encoder)
+            for encoder in found
+        ]
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor | None, vector: Tensor | None) -> Tensor:
+    def __call__(self, frames: Sequence[Tensor], vector: Tensor | None) -> Tensor:
         """Return the action, float32 (A,), for frames uint8 (K*C, H, W) and a vector (V,)."""
-        parts = [] if vector is None else [self._actor.normalise(self._actor.seen(vector))]
-        if self._encoder is not None:
-            assert frames is not None
-            parts.insert(0, self._features(self._encoder, frames))
+        parts = [encode(each) for encode, each in zip(self._encoders, frames, strict=True)]
+        if vector is not None:
+            parts.append(self._actor.normalise(self._actor.seen(vector)))
         state = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._actor.squash(_run(self._actor.head, state))
 
-    def _features(self, encoder: Encoder, frames: Tensor) -> Tensor:
+
+class _SingleNature:
+    """A Nature CNN for one stack of frames."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder, self._convolutions = encoder, _convolutions(encoder)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Return features (F,) of frames uint8 (K*C, H, W)."""
+        encoder = self._encoder
         x = torch.stack(frames.unbind(0), -1).float()  # (H, W, K*C), 0..255
         for convolution in self._convolutions:
             x = encoder.activate(convolution(x))
         return encoder.finish(torch.addmv(encoder.linear.bias, encoder.linear.weight, x.flatten()))
+
+
+class _SingleOther:
+    """Another CNN for one stack of frames."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self._encoder = encoder
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Return features (F,) of frames uint8 (K*C, H, W)."""
+        features: Tensor = self._encoder(to_pixels(frames[None], torch.float32))
+        return features[0]
 
 
 def _run(mlp: Mlp, x: Tensor) -> Tensor:

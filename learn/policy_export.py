@@ -3,7 +3,8 @@
 The graph takes what a camera and sensors give, and returns actions to apply: scaling of pixels,
 normalisation of the vector, the action's bounds and the action limit are parts of it::
 
-    frames  uint8   (batch, K * C, H, W)   stacked frames, oldest first; only with a camera
+    frames  uint8   (batch, K * C, H, W)   stacked frames, oldest first; only with a camera; with
+                                           several streams, one input frames_NAME for each
     vector  float32 (batch, V)             physical values; only if the spec has a vector
     action  float32 (batch, A)             within the spec's bounds
 """
@@ -25,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from avtd3.learn.networks import ObservationBatch
+from avtd3.learn.networks import ObservationBatch, join_pixels
 from avtd3.learn.policy import Policy
 from avtd3.learn.run_settings import CONFIG_FILE, read_settings
 from avtd3.store.dataset import Dataset
@@ -39,6 +40,7 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import read_json, write_aside
 from avtd3.store.render.text import file_size, join_lines, markdown_table, number
+from avtd3.store.spec import IMAGE, EpisodeSpec
 
 KINDS = ("onnx", "torch")
 METADATA = "avtd3"
@@ -122,10 +124,12 @@ def describe_policy(policy: Policy) -> dict[str, Any]:
 
 def _facts(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     spec = about["spec"]
-    if (image := spec["image"]) is not None:
-        frame = f"{image['channels']} x {image['height']} x {image['width']}"
-        apart = f", {about['stack_stride']} periods apart" if about["stack_stride"] > 1 else ""
-        yield "frames", f"uint8, {image['stack']} frames of {frame}{apart}, oldest first"
+    for name, image in EpisodeSpec.from_json(spec).images.items():
+        frame = f"{image.channels} x {image.height} x {image.width}"
+        stride = image.stride * about["stack_stride"]
+        apart = f", {stride} periods apart" if stride > 1 else ""
+        stream = "" if name == IMAGE else f"stream {name}: "
+        yield "frames", f"{stream}uint8, {image.stack} frames of {frame}{apart}, oldest first"
     if spec["vector_names"]:
         yield "vector", ", ".join(spec["vector_names"])
     ranges = zip(spec["action_names"], spec["action_low"], spec["action_high"], strict=True)
@@ -196,14 +200,15 @@ class _Graph(nn.Module):
         self._actor, self._spec, self._limit = policy.actor, policy.spec, policy.action_limit
         self._scales: Tensor
         self.register_buffer("_scales", torch.tensor(policy.spec.vector_scales))
-        has_parts = (self._spec.image is not None, self._spec.vector_size > 0)
-        self.names = [n for n, has in zip(("frames", "vector"), has_parts, strict=True) if has]
+        images = self._spec.images
+        self.frames = ["frames"] if len(images) == 1 else [f"frames_{name}" for name in images]
+        self.names = [*self.frames, *(["vector"] if self._spec.vector_size else [])]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return actions (B, A) for inputs in the order of `names`."""
         parts = dict(zip(self.names, inputs, strict=True))
         batch = ObservationBatch(
-            pixels=parts["frames"].float() if "frames" in parts else None,
+            pixels=join_pixels([parts[name].float() for name in self.frames]),
             vector=parts["vector"] / self._scales if "vector" in parts else None,
         )
         action: Tensor = self._actor(batch)
@@ -213,8 +218,8 @@ class _Graph(nn.Module):
     def examples(self, count: int) -> list[NDArray[Any]]:
         """Return a batch of noise for each input, the same each time."""
         rng, found = np.random.default_rng(count), []
-        if self._spec.image is not None:
-            shape = (count, *self._spec.image.observation_shape)
+        for image in self._spec.images.values():
+            shape = (count, *image.observation_shape)
             found.append(rng.integers(0, 256, shape, np.uint8))
         if size := self._spec.vector_size:
             values = rng.standard_normal((count, size)) * self._spec.vector_scales
@@ -301,7 +306,9 @@ def _compare(policy: Policy, run: _Runner) -> float:
         parts = dict(zip(graph.names, inputs, strict=True))
         for row in range(count):
             vector = parts["vector"][row] / scales if "vector" in parts else None
-            wanted = policy.act(parts["frames"][row] if "frames" in parts else None, vector)
+            stacks = zip(spec.images, graph.frames, strict=True)
+            frames = {stream: parts[name][row] for stream, name in stacks}
+            wanted = policy.act(frames, vector)
             worst = max(worst, float((np.abs(actions[row] - wanted) / half).max()))
     if not worst <= TOLERANCE:
         raise CheckpointError(

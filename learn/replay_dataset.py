@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.gather import Transitions
+from avtd3.store.replay.gather import SequenceBatch, StreamBatch, Transitions
 from avtd3.store.replay.sampler import Sampler
 
 
@@ -42,6 +42,9 @@ class ReplayBatch(NamedTuple):
     """float32 (B,), 1 where the action is marked for imitation, else 0; None if all are."""
     bc_action: Tensor | None
     """float32 (B, A), the action to imitate; None unless ``imitate_expert`` is set."""
+    streams: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    """Frames before and after, as the two above, of each of several streams by name. With several
+    streams, the two above are None; with one, this is."""
 
 
 class ReplaySequences(NamedTuple):
@@ -49,7 +52,7 @@ class ReplaySequences(NamedTuple):
 
     frames: Tensor | None
     """uint8 (S, K + L, C, H, W), single frames; the stack before step i is ``frames[:, i:i + K]``.
-    None without an image."""
+    None without an image. With a stride, K is ``(K - 1) * stride + 1``."""
     vector: Tensor | None
     """float32 (S, L + 1, V); None without a vector."""
     action: Tensor
@@ -62,6 +65,9 @@ class ReplaySequences(NamedTuple):
     """bool (S, L)."""
     bc_mask: Tensor | None
     """float32 (S,), 1 where the actions are marked for imitation, else 0; None if all are."""
+    streams: Mapping[str, Tensor] | None = None
+    """Single frames, as `frames`, of each of several streams by name. With several streams,
+    `frames` is None; with one, this is."""
 
 
 class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
@@ -161,7 +167,7 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
                     refreshed_s = now_s
                 if self.config.sequence_length:
                     sequences = sampler.sample_sequences()
-                    yield ReplaySequences(**_copies(sequences, ReplaySequences._fields))
+                    yield _to_sequences(sequences)
                 else:
                     yield _to_batch(sampler.sample())
                 left = None if left is None else left - 1
@@ -172,14 +178,26 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
 
 
 def _to_batch(batch: Transitions) -> ReplayBatch:
-    observation = following = None
-    if batch.frames is not None and batch.observation_frames is not None:
-        planes = batch.observation_frames.shape[1]
-        frames = _copy(batch.frames).flatten(1, 2)  # (B, W*C, H, W)
-        observation, following = frames[:, :planes], frames[:, -planes:]
-    stacks: dict[str, Any] = {"observation_frames": observation}
-    stacks["next_observation_frames"] = following
+    stacks: dict[str, Any] = {"observation_frames": None, "next_observation_frames": None}
+    several = {name: _stacks(stream) for name, stream in batch.streams.items()}
+    if len(several) == 1:
+        stacks = dict(zip(stacks, several.popitem()[1], strict=True))
+    stacks["streams"] = several or None
     return ReplayBatch(**stacks, **_copies(batch, ReplayBatch._fields, without=stacks))
+
+
+def _stacks(stream: StreamBatch) -> tuple[Tensor, Tensor]:
+    assert stream.frames is not None
+    assert stream.observation is not None
+    planes = stream.observation.shape[1]
+    frames = _copy(stream.frames).flatten(1, 2)  # (B, W*C, H, W)
+    return frames[:, :planes], frames[:, -planes:]
+
+
+def _to_sequences(sequences: SequenceBatch) -> ReplaySequences:
+    several = {name: _copy(frames) for name, frames in sequences.streams.items()}
+    copied = _copies(sequences, ReplaySequences._fields, without=("streams",))
+    return ReplaySequences(**copied, streams=several if len(several) > 1 else None)
 
 
 def _copies(batch: object, names: Iterable[str], without: Collection[str] = ()) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The gradient of the output before tanh is used, because that of a saturated acti
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Self
 
 import numpy as np
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from avtd3.learn.networks import Actor, ObservationBatch, evaluating
+from avtd3.learn.networks import (
+    Actor,
+    ObservationBatch,
+    evaluating,
+    join_pixels,
+    split_pixels,
+)
 from avtd3.store.render.media import colour_planes, heat_frame
 from avtd3.store.spec import ImageSpec
 
@@ -32,31 +38,36 @@ PICTURES = 4
 class ActionGradients:
     """Absolute gradients of each of A actions, before tanh, for a batch of observations."""
 
-    pixels: NDArray[np.float32] | None
-    """float32 (B, A, K, H, W), by frame of the stack, the colours summed; None without a camera."""
+    pixels: tuple[NDArray[np.float32], ...]
+    """float32 (B, A, K, H, W) for each stream of images, by frame of the stack, the colours summed;
+    0 where the actor does not see a stream."""
     vector: NDArray[np.float32] | None
     """float32 (B, A, V); None if the spec has no vector."""
 
     @classmethod
-    def of(cls, actor: Actor, observation: ObservationBatch, image: ImageSpec | None) -> Self:
+    def of(cls, actor: Actor, observation: ObservationBatch, images: Collection[ImageSpec]) -> Self:
         """Compute the gradients; the actor's own gradients and statistics stay as they are."""
-        given = (observation.pixels, observation.vector)
-        inputs = [None if x is None else x.detach().float().requires_grad_() for x in given]
-        wanted = [x for x in inputs if x is not None]
+        streams = [x.detach().float().requires_grad_() for x in split_pixels(observation.pixels)]
+        vector = observation.vector
+        wanted = [*streams]
+        if vector is not None:
+            vector = vector.detach().float().requires_grad_()
+            wanted.append(vector)
         found: list[list[Tensor]] = []
         with torch.enable_grad(), evaluating(actor):
-            state = actor.encode(ObservationBatch(pixels=inputs[0], vector=inputs[1]))
+            state = actor.encode(ObservationBatch(pixels=join_pixels(streams), vector=vector))
             outputs = actor.head(state).sum(dim=0)
             for n in range(len(outputs)):
-                parts = torch.autograd.grad(outputs[n], wanted, retain_graph=True)
+                parts = torch.autograd.grad(
+                    outputs[n], wanted, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
                 found.append([part.abs().nan_to_num(0.0).clamp(max=LARGEST) for part in parts])
         sizes = [torch.stack(parts, dim=1) for parts in zip(*found, strict=True)]  # (B, A, ...)
-        pixels = None
-        if image is not None:
-            stacks = sizes.pop(0)
+        pixels = []
+        for image, stacks in zip(images, sizes[: len(streams)], strict=True):
             shape = (*stacks.shape[:2], image.stack, -1, *stacks.shape[-2:])
-            pixels = stacks.reshape(shape).sum(dim=3).cpu().numpy()
-        return cls(pixels=pixels, vector=sizes[0].cpu().numpy() if sizes else None)
+            pixels.append(stacks.reshape(shape).sum(dim=3).cpu().numpy())
+        return cls(pixels=tuple(pixels), vector=None if vector is None else sizes[-1].cpu().numpy())
 
 
 def heat_maps(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -75,27 +86,31 @@ def heat_maps(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def batch_pictures(
-    actor: Actor, observation: ObservationBatch, image: ImageSpec
+    actor: Actor, observation: ObservationBatch, images: Mapping[str, ImageSpec]
 ) -> dict[str, NDArray[np.uint8]]:
     """Draw a few observations of a batch, one in each row, as frames uint8 (3, H, W) by tag.
 
     ``images/observations`` has all frames of the stack, oldest first; ``images/saliency`` has the
-    newest frame, and the gradient of each action over it.
+    newest frame, and the gradient of each action over it. Of several streams, each has its name
+    after these.
     """
-    pixels, vector = observation.pixels, observation.vector
-    assert pixels is not None
+    streams = [pixels[:PICTURES] for pixels in split_pixels(observation.pixels)]
+    vector = observation.vector
     few = ObservationBatch(
-        pixels=pixels[:PICTURES], vector=None if vector is None else vector[:PICTURES]
+        pixels=join_pixels(streams), vector=None if vector is None else vector[:PICTURES]
     )
-    shape = (-1, image.stack, image.channels, image.height, image.width)
-    stacks = pixels[:PICTURES].float().round().to(torch.uint8).reshape(shape).cpu().numpy()
-    gradients = ActionGradients.of(actor, few, image)
-    assert gradients.pixels is not None
-    rows = [
-        [stack[-1], *(heat_frame(stack[-1], heat) for heat in maps)]
-        for stack, maps in zip(stacks, heat_maps(gradients.pixels), strict=True)
-    ]
-    return {"images/observations": tile(stacks), "images/saliency": tile(rows)}
+    gradients = ActionGradients.of(actor, few, images.values())
+    found = {}
+    for (name, image), pixels, parts in zip(images.items(), streams, gradients.pixels, strict=True):
+        shape = (-1, image.stack, image.channels, image.height, image.width)
+        stacks = pixels.float().round().to(torch.uint8).reshape(shape).cpu().numpy()
+        rows = [
+            [stack[-1], *(heat_frame(stack[-1], heat) for heat in maps)]
+            for stack, maps in zip(stacks, heat_maps(parts), strict=True)
+        ]
+        end = f"/{name}" if len(images) > 1 else ""
+        found |= {f"images/observations{end}": tile(stacks), f"images/saliency{end}": tile(rows)}
+    return found
 
 
 def tile(rows: Iterable[Iterable[NDArray[np.uint8]]]) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ A run directory contains::
     RUN/emergency/       states at which a guard stopped the run
     RUN/rolled-back/     checkpoints after those to which the run was rolled back
     RUN/policies/        published policies, unless `policies` names another directory
+    RUN/mirror/          copies of datasets that are URLs
     RUN/scratch/         the replay cache, if it cannot be beside RUN
 
 A run can be killed at any moment, and continues from its newest checkpoint. Sampling takes 1 ms
@@ -27,7 +28,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from avtd3.learn.batch import Batch, BatchLoader, RandomShift, open_device_cache
+from avtd3.learn.batch import Batch, BatchLoader, RandomShift, open_device_caches
 from avtd3.learn.callbacks import CallbackList, ProgressCallback, TrainCallback
 from avtd3.learn.checkpoints import (
     CHECKPOINTS,
@@ -51,11 +52,17 @@ from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.logging import MetricLogger, Throughput
-from avtd3.learn.networks import ObservationBatch, actor_spec
+from avtd3.learn.networks import ObservationBatch, actor_spec, feature_size
 from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.ranks import ALONE, CHECK_EVERY, Order, Ranks, digest, hash_of, open_ranks
-from avtd3.learn.replay_source import ReplaySource, check_pace, open_in_step, scratch_directory
+from avtd3.learn.replay_source import (
+    ReplaySource,
+    RunCopies,
+    check_pace,
+    open_in_step,
+    scratch_directory,
+)
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.run_settings import (
     RANKS,
@@ -72,6 +79,7 @@ from avtd3.learn.threads import AUTO, ThreadTuner
 from avtd3.store import files
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError, RankLostError
+from avtd3.store.files import show_path
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.spec import EpisodeSpec
 
@@ -100,10 +108,12 @@ def train(
 
     Args:
         config: Settings; None for the defaults, or for those of the run that is resumed.
-        datasets: One or more dataset directories, all of one spec.
+        datasets: One or more datasets, all of one spec: directories, or URLs of object stores. The
+            newest segments of a URL are copied to ``RUN/mirror`` (`LearnConfig.mirror_bytes`).
         run: The run's own directory; created if it does not exist.
-        policies: Directory for the published policies; None for ``RUN/policies``, or for that of
-            the run that is resumed.
+        policies: Directory for the published policies, or a URL, to which the policies of
+            ``RUN/policies`` are copied; None for ``RUN/policies``, or for that of the run that is
+            resumed.
         follow: Learn while other processes append to the datasets: wait for data, and look for new
             segments. None for no, or for what the run that is resumed did.
         resume: Continue from the run's newest checkpoint. Settings that differ from those of the
@@ -179,14 +189,17 @@ def _train(
         check_pace(config)
     if not paths:
         raise ConfigError("train needs at least one dataset, found none")
-    directory = Path(before.get("policies", run / "policies")) if policies is None else policies
-    check_places(run, directory, paths)
+    if policies is None:
+        policies = Path(before.get("policies", run / "policies"))
     document = {
         "learn": dataclasses.asdict(config),
-        "datasets": [str(path) for path in paths],
-        "policies": str(directory),
+        "datasets": [show_path(path) for path in paths],
+        "policies": show_path(policies),
         "follow": follow,
     }
+    copies = RunCopies(run, paths, policies, config)
+    paths, directory = copies.datasets, copies.policies
+    check_places(run, directory, paths)
     if ranks.size > 1:
         document[RANKS] = ranks.size
         check_ranks(config, document, ranks)
@@ -204,22 +217,28 @@ def _train(
             f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
             "learn.network.hidden, learn.network.features or learn.replay.batch_size"
         ),
+        copies.kept(
+            ranks, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+        ) as are_ready,
     ):
-        opened = open_in_step(
+        report = LearnReport(run=str(run), policies=str(directory), stopped=True)
+        opened = are_ready and open_in_step(
             ranks, paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
         )
         if opened:
             spec = config.replay.view(opened[0].spec)
             with Trainer(spec, config, run, directory, notify, ranks) as trainer:
                 trainer.restore(resume=resume, rollback=rollback)
-                trainer.open_source(opened, follow=follow)
+                trainer.open_source(opened, follow=follow, copies=copies)
                 trainer.loop()
                 trainer.finish()
                 report = trainer.report()
-        else:
-            report = LearnReport(run=str(run), policies=str(directory), stopped=True)
     report = dataclasses.replace(
-        report, seconds=time.monotonic() - started_s, changes=tuple(map(str, changes))
+        report,
+        policies=show_path(policies),
+        seconds=time.monotonic() - started_s,
+        changes=tuple(map(str, changes)),
+        unsent=copies.unsent,
     )
     notify.call(lambda callback: callback.on_end(report))
     return report
@@ -331,7 +350,7 @@ class Trainer:
         self._loader = self._make_loader()
         self._checkpoints = CheckpointManager(run, config, spec)
         self._policies = PolicyStore(policies)
-        features = config.network.features if spec.image is not None else 0
+        features = feature_size(spec, config.network)
         self._guards = GuardMonitor(
             run,
             config.guards,
@@ -402,7 +421,13 @@ class Trainer:
         if self._policy_version is None or rollback is not None:
             self._publish()  # collectors wait for a policy, or use one that was rolled back
 
-    def open_source(self, datasets: Sequence[Dataset], *, follow: bool = False) -> None:
+    def open_source(
+        self,
+        datasets: Sequence[Dataset],
+        *,
+        follow: bool = False,
+        copies: RunCopies | None = None,
+    ) -> None:
         """Open the datasets for sampling, and continue where the checkpoint was saved."""
         self._source = ReplaySource(
             datasets,
@@ -411,6 +436,7 @@ class Trainer:
             follow=follow,
             gathers=self._loader.gathers_on_host,
             on_wait=self._notify.report,
+            copies=copies,
             ranks=self._ranks,
         )
         self._notify.report(str(self._source.sampler.mode), now=True)
@@ -601,13 +627,13 @@ class Trainer:
 
     def _make_loader(self) -> BatchLoader:
         config, pad = self._config, self._config.image_shift
-        image, is_on = self._spec.image, config.device_frames
+        images, is_on = self._spec.images, config.device_frames
         return BatchLoader(
             config.replay,
             self._device,
             self._autocast or torch.float32,
             shift=RandomShift(pad=pad, generator=self._noise, ranks=self._ranks) if pad else None,
-            device_cache=open_device_cache(image, self._device, enabled=is_on),
+            device_caches=open_device_caches(images, self._device, enabled=is_on),
         )
 
     def _wait(self) -> None:
@@ -746,8 +772,8 @@ class Trainer:
         if self._saved_at == self.updates:
             return
         self._guards.mark_checkpoint(self.updates)
-        if self._spec.image is not None and self._observed is not None:
-            pictures = batch_pictures(self._state.actor, self._observed, self._spec.image)
+        if self._spec.images and self._observed is not None:
+            pictures = batch_pictures(self._state.actor, self._observed, self._spec.images)
             self._logger.write_pictures(self.updates, pictures)
         self._logger.flush()  # a run that resumes from here must have all earlier lines
         path = self._checkpoints.save(

@@ -1,7 +1,7 @@
 """`Episode`: one stored episode; its arrays are read when they are used."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -133,8 +133,17 @@ class Episode:
 
     @functools.cached_property
     def frames(self) -> NDArray[np.uint8]:
-        """uint8 (T + 1, C, H, W): the camera frames, each stored once."""
-        return self._decided(self.read_frames(0, self._stored + 1))
+        """uint8 (T + 1, C, H, W): the frames of the only stream, each stored once."""
+        return self.streams[self.spec.stream_name()]
+
+    @functools.cached_property
+    def streams(self) -> "EpisodeStreams":
+        """The frames of each stream by name, uint8 (T + 1, C, H, W), read when first used."""
+        rows = self._stored + 1
+        return EpisodeStreams(
+            self.spec.images,
+            lambda stream: self._decided(self.read_frames(0, rows, stream=stream)),
+        )
 
     @functools.cached_property
     def vectors(self) -> NDArray[np.float32]:
@@ -176,8 +185,11 @@ class Episode:
         """Bool (T,): whether the episode was cut after the step."""
         return self._last(self._reader.rows("truncated", *self._step_rows()))
 
-    def load(self) -> Self:
+    def load(self, streams: Collection[str] | None = None) -> Self:
         """Read the frames, vectors, actions, rewards and ends now, so that using them cannot fail.
+
+        Args:
+            streams: Names of the streams whose frames are read; None for all.
 
         Raises:
             SegmentNotFoundError: The segment was removed.
@@ -185,23 +197,24 @@ class Episode:
             SegmentUnreadableError: A file cannot be read now.
         """
         names = ["actions", "rewards", "terminated", "truncated"]
-        names += ["frames"] * (self.spec.image is not None)
         names += ["vectors"] * bool(self.spec.vector_names)
         for name in names:
             getattr(self, name)
+        for stream in self.streams if streams is None else streams:
+            _ = self.streams[stream]
         return self
 
-    def read_frames(self, start: int, stop: int) -> NDArray[np.uint8]:
+    def read_frames(self, start: int, stop: int, *, stream: str | None = None) -> NDArray[np.uint8]:
         """Read the frames of the observations in range(start, stop), which must be in 0..T + 1.
 
         Returns:
             uint8 (stop - start, C, H, W), which is not kept.
 
         Raises:
-            SpecError: The spec has no image.
+            SpecError: There is no such stream, or there are several and none is named.
         """
         first, _ = self._observation_rows()
-        return self.segment.read_frames(first + start, first + stop)
+        return self.segment.read_frames(first + start, first + stop, stream=stream)
 
     def observations(
         self,
@@ -209,6 +222,8 @@ class Episode:
         start: int = 0,
         stop: int | None = None,
         stride: int = 1,
+        *,
+        stream: str | None = None,
     ) -> NDArray[np.uint8]:
         """Return the stacked frames of observations, clamped to the episode's first frame.
 
@@ -216,19 +231,22 @@ class Episode:
             stack: Frames in a stack, K; None for the spec's.
             start: First observation.
             stop: Observation after the last one; None for all T + 1.
-            stride: Steps between two frames of a stack.
+            stride: Observations between two frames of a stack, times the stream's own stride.
+            stream: Name of the stream, needed if the spec has several.
 
         Returns:
             uint8 (stop - start, K * C, H, W), oldest frame first.
 
         Raises:
-            SpecError: The spec has no image, or ``stack`` is below 1.
+            SpecError: There is no such stream, or ``stack`` is below 1.
         """
-        frames = self.frames
-        stack = stack if stack is not None or self.spec.image is None else self.spec.image.stack
-        if stack is None or stack < 1:
+        stream = self.spec.stream_name(stream)
+        frames, image = self.streams[stream], self.spec.images[stream]
+        stack = image.stack if stack is None else stack
+        if stack < 1:
             raise SpecError(f"stack is {abbreviate(stack)}, expected 1 or more")
-        rows = np.arange(len(frames))[start:stop, None] + np.arange(1 - stack, 1) * stride
+        places = image.stride * stride * np.arange(1 - stack, 1)
+        rows = np.arange(len(frames))[start:stop, None] + places
         stacks = frames[np.maximum(rows, 0)]
         shape = (len(rows), stack * frames.shape[1], *frames.shape[2:])
         stacked: NDArray[np.uint8] = stacks.reshape(shape)
@@ -237,8 +255,10 @@ class Episode:
     def observation(self, number: int) -> Observation:
         """Return one observation, 0 to T, as the record that a writer takes."""
         spec = self.spec
+        streams = {name: self.streams[name][number] for name in spec.streams}
         return Observation(
             image=None if spec.image is None else self.frames[number],
+            streams=streams or None,
             vector=self.vectors[number] if spec.vector_size else None,
             frame_id=int(self.frame_ids[number]),
             sim_time_s=float(self.sim_times_s[number]),
@@ -288,3 +308,24 @@ class Episode:
     def _observation_rows(self) -> tuple[int, int]:
         start, stop = self._step_rows()
         return start + self.number, stop + self.number + 1
+
+
+class EpisodeStreams(Mapping[str, NDArray[np.uint8]]):
+    """The frames of an episode by stream, each uint8 (T + 1, C, H, W), read when first used."""
+
+    def __init__(self, names: Collection[str], read: Callable[[str], NDArray[np.uint8]]) -> None:
+        self._names, self._read = tuple(names), read
+        self._frames: dict[str, NDArray[np.uint8]] = {}
+
+    def __getitem__(self, stream: str) -> NDArray[np.uint8]:
+        if stream not in self._names:
+            raise KeyError(stream)
+        if stream not in self._frames:
+            self._frames[stream] = self._read(stream)
+        return self._frames[stream]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

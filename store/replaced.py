@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeTable
 from avtd3.store.files import canonical_json, sha256
-from avtd3.store.format.layout import EPISODE_STRINGS
+from avtd3.store.format.layout import EPISODE_STRINGS, frames_array
 from avtd3.store.segment import Segment
 from avtd3.store.world_record import SETUP
 
@@ -33,6 +33,9 @@ RELABEL = "relabel"
 
 RENDER = "render"
 """Key of the provenance of a segment with other pictures: their source, and what was changed."""
+
+UPGRADE = "upgrade"
+"""Key of the provenance of a segment in a newer format: its source, and the stream's name."""
 
 _FRAMES_AT_ONCE = 512
 _OFFSET = "episode_offset"
@@ -53,11 +56,13 @@ def episode_digests(segment: Segment, *, without: Collection[str] = ()) -> Itera
     of the world and the labels of the steps; not where in the segment they lie.
     """
     table = segment.episode_table()
-    names = [name for name in sorted(segment.names) if name not in (_OFFSET, "frames", *without)]
+    streams = {frames_array(segment.spec, stream): stream for stream in segment.spec.images}
+    skipped = {_OFFSET, *streams, *without}
+    names = [name for name in sorted(segment.names) if name not in skipped]
     arrays = {name: segment.read(name) for name in names if name not in EPISODE_STRINGS}
     events, others = segment.events(), _others(segment, has_setup=SETUP not in without)
     strings = {name: segment.read_strings(name) for name in names if name in EPISODE_STRINGS}
-    has_frames = segment.spec.image is not None and "frames" not in without
+    seen = [stream for name, stream in streams.items() if name not in without]
     for number in range(segment.episodes):
         digest = hashlib.sha256()
         for name, values in arrays.items():
@@ -74,7 +79,7 @@ def episode_digests(segment: Segment, *, without: Collection[str] = ()) -> Itera
         for event in () if events is None else events.of_episode(number):
             digest.update(f"{event}\n".encode("utf-8", "surrogatepass"))
         digest.update(others[number])
-        for frames in _frames(segment, table, number) if has_frames else ():
+        for frames in _frames(segment, table, number, seen):
             digest.update(frames.data)
         yield digest.hexdigest()
 
@@ -98,11 +103,14 @@ def _others(segment: Segment, *, has_setup: bool) -> list[bytes]:
     return [world + label for world, label in zip(worlds, known, strict=True)]
 
 
-def _frames(segment: Segment, table: EpisodeTable, number: int) -> Iterator[NDArray[Any]]:
+def _frames(
+    segment: Segment, table: EpisodeTable, number: int, streams: Iterable[str]
+) -> Iterator[NDArray[Any]]:
     start = int(table.observation_offset[number])
     stop = start + int(table.length[number]) + 1
-    for first in range(start, stop, _FRAMES_AT_ONCE):
-        yield segment.read_frames(first, min(first + _FRAMES_AT_ONCE, stop))
+    for stream in streams:
+        for first in range(start, stop, _FRAMES_AT_ONCE):
+            yield segment.read_frames(first, min(first + _FRAMES_AT_ONCE, stop), stream=stream)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""A segment before it is published: its growing buffers, and the files made from them."""
+"""A segment before it is published: its growing buffers, and the files made from them.
+
+Frames are kept by the name of their array, one `FrameBuffer` for each stream.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -6,7 +9,7 @@ import platform
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +34,24 @@ from avtd3.store.format.codec import (
     seal,
 )
 from avtd3.store.format.layout import (
-    FORMAT_VERSION,
-    FRAMES,
     GROUP_FILE,
     MANIFEST_FILE,
     ArrayLayout,
     Column,
     column_layout,
+    frames_array,
     segment_arrays,
 )
-from avtd3.store.format.manifest import FRAMES_CHECKSUMS, FileEntry, Manifest, frames_checksums
+from avtd3.store.format.manifest import (
+    FRAMES_CHECKSUMS,
+    FileEntry,
+    Manifest,
+    frames_checksums,
+    of_array,
+)
 from avtd3.store.format.metadata import array_document, document_bytes, group_document
 from avtd3.store.format.shard import build_shard, joined_checksums
+from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step_labels import StepLabels, label_columns
 from avtd3.store.world_record import WorldRecord, record_columns, record_layout
@@ -87,8 +96,21 @@ class StepColumns:
                 values[: self.rows - count] = values[count:].copy()
 
 
+class EncodedFrames(NamedTuple):
+    """The chunks of a stream's frames, and their codec."""
+
+    chunks: Sequence[bytes]
+    codec: FrameCodec
+
+
+def frame_buffers(spec: EpisodeSpec, codecs: Mapping[str, FrameCodec]) -> "dict[str, FrameBuffer]":
+    """Return an empty buffer for each stream, by the name of its array, given the codec of each."""
+    arrays = {frames_array(spec, stream): image for stream, image in spec.images.items()}
+    return {name: FrameBuffer(codecs[name], image.frame_shape) for name, image in arrays.items()}
+
+
 class FrameBuffer:
-    """Frames that are compressed chunk by chunk as they arrive.
+    """Frames of one stream that are compressed chunk by chunk as they arrive.
 
     With the codec ``auto``, frames stay uncompressed until `settled`.
     """
@@ -233,21 +255,26 @@ def seal_files(
     columns: StepColumns,
     ended: Sequence[EndedEpisode],
     *,
-    chunks: Sequence[bytes] | None,
+    frames: Mapping[str, EncodedFrames],
     codec: FrameCodec,
     provenance: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """Return all files of a segment, the manifest last."""
+    """Return all files of a segment, the manifest last.
+
+    ``frames`` are those of each stream, by the name of the array; without any, the provenance names
+    ``codec``.
+    """
+    spec = dataset.spec
     steps = sum(episode.length for episode in ended)
     counts = {"episodes": len(ended), "steps": steps, "observations": steps + len(ended)}
     about = {
-        "format_version": FORMAT_VERSION,
+        "format_version": spec.format_version,
         "segment_id": segment_id,
         "spec_digest": dataset.spec_digest,
     }
     files = {GROUP_FILE: document_bytes(group_document(about))}
     arrays: dict[str, Column] = _step_columns(columns, counts) | _episode_columns(ended)
-    layouts = segment_arrays(dataset.spec, **counts)
+    layouts = segment_arrays(spec, **counts)
     for name, column in attribute_columns([episode.info for episode in ended]).items():
         arrays[array_name(name)] = column
         if name not in OWN_ATTRIBUTES:
@@ -260,19 +287,21 @@ def seal_files(
     labels = label_columns([episode.labels for episode in ended], lengths, dataset.spec)
     layouts |= {name: layout for name, (layout, _) in labels.items()}
     arrays |= optional | records | {name: column for name, (_, column) in labels.items()}
-    about_frames: dict[str, Any] = {"codec": dataclasses.asdict(codec)}
+    about_frames: dict[str, dict[str, Any]] = {}
     for layout in layouts.values():
-        if layout.name == FRAMES and chunks is not None:
-            frames, about_frames = frame_files(layout, chunks, codec)
-            files |= frames
+        if layout.is_sharded:
+            shard, about_frames[layout.name] = frame_files(layout, *frames[layout.name])
+            files |= shard
         else:
             files |= array_files(layout, arrays[layout.name])
+    named = frames_provenance(spec, about_frames) or {"codec": dataclasses.asdict(codec)}
     entries = {name: FileEntry(len(data), sha256(data)) for name, data in files.items()}
     manifest = Manifest(
+        format_version=spec.format_version,
         segment_id=segment_id,
         spec_digest=dataset.spec_digest,
         files=entries,
-        provenance={**provenance, **about_frames},
+        provenance={**provenance, **named},
         digest="",
         **counts,
     )
@@ -295,7 +324,7 @@ def array_files(layout: ArrayLayout, column: Column) -> dict[str, bytes]:
 def frame_files(
     layout: ArrayLayout, chunks: Sequence[bytes], codec: FrameCodec
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the two files of the frames by path, and what the provenance says of them."""
+    """Return the two files of a stream's frames by path, and what the provenance says of them."""
     document = array_document(layout, codec=codec, attributes={})
     shard = build_shard(chunks)
     files = {layout.metadata_path: document_bytes(document), layout.chunk_path: shard}
@@ -303,9 +332,26 @@ def frame_files(
     return files, {"codec": dataclasses.asdict(codec), FRAMES_CHECKSUMS: checksums}
 
 
-def stored_codec(provenance: Mapping[str, Any]) -> FrameCodec:
-    """Return the codec that a segment's frames have, or the default if it is not known here."""
-    settings = provenance.get("codec")
+def frames_provenance(spec: EpisodeSpec, about: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the provenance of all frames, given that of each array from `frame_files`.
+
+    Format 1 has one such array, and records it without its name.
+    """
+    if spec.format_version == 1:
+        return next(iter(about.values()), {})
+    keys = {key for found in about.values() for key in found}
+    return {key: {name: found[key] for name, found in about.items()} for key in sorted(keys)}
+
+
+def stored_codecs(segment: Segment) -> dict[str, FrameCodec]:
+    """Return the codec of each array of frames of a segment; the default where it is not known."""
+    names = (frames_array(segment.spec, stream) for stream in segment.spec.images)
+    return {name: stored_codec(segment.provenance, name) for name in names}
+
+
+def stored_codec(provenance: Mapping[str, Any], array: str = "") -> FrameCodec:
+    """Return the codec that a provenance names for an array of frames, see `stored_codecs`."""
+    settings = of_array(provenance.get("codec"), array)
     known = {field.name for field in dataclasses.fields(FrameCodec)}
     if not isinstance(settings, dict) or not settings.keys() <= known:
         return FrameCodec()

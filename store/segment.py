@@ -27,6 +27,7 @@ from avtd3.store.format.layout import (
     EPISODE_STRINGS,
     MANIFEST_FILE,
     ArrayLayout,
+    frames_array,
     raw_bytes,
     segment_arrays,
 )
@@ -100,6 +101,8 @@ class Segment:
         """SHA-256 that covers every byte of the segment."""
         if (found := manifest.spec_digest) != spec_digest:
             raise corrupt(path, f"was written for spec {found:.12}, expected {spec_digest:.12}")
+        if (version := manifest.format_version) != spec.format_version:
+            raise corrupt(path, f"has format {version}, its dataset {spec.format_version}")
         limits.check(path, steps=self.steps, raw_bytes=self.raw_bytes)
 
     def __repr__(self) -> str:
@@ -149,14 +152,17 @@ class Segment:
         """Read one whole array and verify every checksum.
 
         Args:
-            name: One of `names`; `read_frames` can read a part of the frames.
+            name: One of `names`; `read_frames` can read a part of a stream's frames.
 
         Returns:
             The array, writable; its rows are observations, steps or episodes, see docs/format.md.
         """
-        if name == "frames":
-            return self.read_frames()
-        return self._arrays.read(self._layout(name))
+        layout = self._layout(name)
+        if not layout.is_sharded:
+            return self._arrays.read(layout)
+        frames = np.empty(layout.shape, np.uint8)
+        self._arrays.read_frames(layout, 0, frames)
+        return frames
 
     def open_zarr(self) -> "zarr.Group":
         """Open the arrays read-only with zarr-python, for tools that work on Zarr groups.
@@ -171,19 +177,25 @@ class Segment:
             return zarr.open_group(self.path, mode="r")
 
     def read_frames(
-        self, start: int = 0, stop: int | None = None, out: NDArray[np.uint8] | None = None
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        out: NDArray[np.uint8] | None = None,
+        *,
+        stream: str | None = None,
     ) -> NDArray[np.uint8]:
-        """Decode consecutive frames; every checksum is verified before decoding.
+        """Decode consecutive frames of a stream; every checksum is verified before decoding.
 
         Args:
             start: Row of the first observation.
             stop: Row after the last one; None for the end.
             out: uint8 (stop - start, C, H, W), C-contiguous, to decode into; None for a new array.
+            stream: Name of the stream, needed if the spec has several.
 
         Returns:
             uint8 (stop - start, C, H, W): ``out`` if given. Its content is undefined on an error.
         """
-        layout = self._frames_layout
+        layout = self.frames_layout(stream)
         stop = self.observations if stop is None else stop
         if not 0 <= start <= stop <= self.observations:
             raise SpecError(
@@ -198,22 +210,26 @@ class Segment:
             self._arrays.read_frames(layout, start, out)
         return out
 
-    def frame_parts(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Decode all frames part by part, so that they need little memory.
+    def frame_parts(self, stream: str | None = None) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decode all frames of a stream part by part, so that they need little memory.
 
         Yields:
             Row of the part's first frame, and its frames, uint8 (n, C, H, W). The next part
             overwrites their memory.
         """
-        return self._arrays.frame_parts(self._frames_layout)
+        return self._arrays.frame_parts(self.frames_layout(stream))
 
-    def frame_shard(self) -> FrameShard:
-        """Return where the frames are and how they are encoded, to read single chunks.
+    def frame_shard(self, stream: str | None = None) -> FrameShard:
+        """Return where the frames of a stream are and how they are encoded, to read single chunks.
 
         Returns:
             The shard; its index has been checked.
         """
-        return self._arrays.frame_shard(self._frames_layout)
+        return self._arrays.frame_shard(self.frames_layout(stream))
+
+    def frames_layout(self, stream: str | None = None) -> ArrayLayout:
+        """Return the layout of a stream's frames; the stream must be named if there are several."""
+        return self._layouts[frames_array(self.spec, stream)]
 
     def episode_table(self) -> EpisodeTable:
         """Read what is known about each episode."""
@@ -307,10 +323,6 @@ class Segment:
         if name not in layouts:
             raise SpecError(f"segment {self.id} has no array {name!r}; it has {', '.join(layouts)}")
         return layouts[name]
-
-    @functools.cached_property
-    def _frames_layout(self) -> ArrayLayout:
-        return self._layout("frames")
 
     @functools.cached_property
     def _layouts(self) -> dict[str, ArrayLayout]:

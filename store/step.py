@@ -6,9 +6,12 @@ builds the stack that a network sees, by the same rule as the replay sampler.
 
 import collections
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+
+from avtd3.store.spec import IMAGE
 
 STOP_REASON = "collector_stop"
 """End reason of an episode that was cut because the collector was asked to stop."""
@@ -28,13 +31,20 @@ class Observation:
     """uint8 (C, H, W), the newest camera frame; None without a camera."""
     vector: NDArray[np.float32] | None = None
     """float32 (V,), normalised by the spec's scales; None if the spec has no vector."""
+    streams: Mapping[str, NDArray[np.uint8]] | None = None
+    """uint8 (C, H, W) by name, the newest frame of each named stream of the spec."""
     frame_id: int | None = None
     """The simulator's number of this frame; None to count from 0."""
     sim_time_s: float | None = None
     """Simulated seconds; None to count control periods from 0."""
 
+    @property
+    def images(self) -> Mapping[str, NDArray[np.uint8]]:
+        """The frames by name, as `avtd3.store.EpisodeSpec.images` names them."""
+        return (self.streams or {}) if self.image is None else {IMAGE: self.image}
+
     def __repr__(self) -> str:
-        parts = (("image", self.image), ("vector", self.vector))
+        parts = (*self.images.items(), ("vector", self.vector))
         shapes = (
             f"{name} {value.dtype} {value.shape}" for name, value in parts if value is not None
         )
@@ -92,9 +102,9 @@ class FrameStack:
     """
 
     def __init__(self, size: int, stride: int = 1) -> None:
+        length = (size - 1) * stride + 1
+        self._frames: collections.deque[NDArray[np.uint8]] = collections.deque(maxlen=length)
         self._stride = stride
-        reach = (size - 1) * stride + 1
-        self._frames: collections.deque[NDArray[np.uint8]] = collections.deque(maxlen=reach)
 
     def reset(self, frame: NDArray[np.uint8]) -> None:
         """Start an episode with its first frame, uint8 (C, H, W)."""

@@ -21,14 +21,15 @@ from avtd3.store.episode_table import MAX_ATTRIBUTES, Attribute, EpisodeInfo, ch
 from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.events import Event, check_events
 from avtd3.store.format.codec import FrameCodec
-from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS
+from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS, frames_array
 from avtd3.store.maps import publish_map
 from avtd3.store.seal import (
+    EncodedFrames,
     EndedEpisode,
-    FrameBuffer,
     SegmentNamer,
     StepColumns,
     base_provenance,
+    frame_buffers,
     seal_files,
 )
 from avtd3.store.spec import EpisodeSpec
@@ -79,6 +80,7 @@ class StepChecker:
     def __init__(self, spec: EpisodeSpec) -> None:
         self._vector_names = spec.vector_names
         self._frame_shape = None if spec.image is None else spec.image.frame_shape
+        self._stream_shapes = {name: image.frame_shape for name, image in spec.streams.items()}
         self._vector_shape = (spec.vector_size,) if spec.vector_size else None
         self._terms_shape = (len(spec.reward_terms),) if spec.reward_terms else None
         self._action_shape = (spec.action_size,)
@@ -125,6 +127,8 @@ class StepChecker:
             )
         vector, frame_id, time_s = observation.vector, observation.frame_id, observation.sim_time_s
         _check_array("image", observation.image, self._frame_shape, _UINT8)
+        if self._stream_shapes or observation.streams is not None:
+            self._check_streams(observation.streams or {})
         _check_array("vector", vector, self._vector_shape, _FLOAT32)
         # Zero times any finite number is zero: one product instead of a comparison and a search.
         if vector is not None and vector.dot(self._zeros) != 0.0:
@@ -140,6 +144,15 @@ class StepChecker:
         elif not isinstance(frame_id, _WHOLE) or not -_INT64 <= frame_id < _INT64:
             raise SpecError(f"frame_id is {abbreviate(frame_id)}, expected a 64-bit whole number")
         return frame_id, time_s
+
+    def _check_streams(self, streams: Mapping[str, NDArray[np.uint8]]) -> None:
+        if streams.keys() != self._stream_shapes.keys():
+            expected = ", ".join(self._stream_shapes) or "none"
+            raise SpecError(
+                f"observation has the streams {abbreviate(sorted(streams))}, expected {expected}"
+            )
+        for name, shape in self._stream_shapes.items():
+            _check_array(f"stream {name}", streams[name], shape, _UINT8)
 
 
 def _check_array(
@@ -180,7 +193,9 @@ class PendingSegment:
         """Steps in memory, those of the running episode included."""
         self.whole_steps = 0
         """Steps of the whole episodes."""
-        self._frames = None if spec.image is None else FrameBuffer(codec, spec.image.frame_shape)
+        arrays = {stream: frames_array(spec, stream) for stream in spec.images}
+        self._arrays = tuple(arrays.items())
+        self._frames = frame_buffers(spec, dict.fromkeys(arrays.values(), codec))
         self.opened_at = 0.0
         """Seconds since 1970 at which the first episode began."""
         self._observations = 0
@@ -190,8 +205,8 @@ class PendingSegment:
 
     @property
     def codec(self) -> FrameCodec:
-        """Codec of the frames; without an image, the configured one."""
-        return self._settings if self._frames is None else self._frames.codec
+        """The configured codec of the frames."""
+        return self._settings
 
     @property
     def running_steps(self) -> int:
@@ -216,12 +231,12 @@ class PendingSegment:
 
     def add_observation(
         self,
-        frame: NDArray[np.uint8] | None,
+        images: Mapping[str, NDArray[np.uint8]],
         vector: NDArray[np.float32] | None,
         frame_id: int,
         sim_time_s: float,
     ) -> None:
-        """Add an observation of the running episode: uint8 (C, H, W) and float32 (V,)."""
+        """Add an observation of the running episode: uint8 (C, H, W) by stream, float32 (V,)."""
         columns, row = self.columns, self._observations
         if row >= columns.rows:
             columns.grow(2 * columns.rows)
@@ -229,10 +244,11 @@ class PendingSegment:
         columns.sim_time[row] = sim_time_s
         if vector is not None:
             columns.vector[row] = vector
-        if self._frames is not None and frame is not None:
-            if self._frames.is_due:
-                self._frames = self._frames.settled()
-            self._frames.append(frame)
+        for stream, array in self._arrays:
+            frames = self._frames[array]
+            if frames.is_due:
+                self._frames[array] = frames = frames.settled()
+            frames.append(images[stream])
         self._observations = row + 1
 
     def add_step(
@@ -291,22 +307,24 @@ class PendingSegment:
         self.running, self._over_at = None, -1
         self.steps = self.whole_steps
         self._observations = self.whole_observations
-        if self._frames is not None:
-            self._frames.truncate(self._observations)
+        for frames in self._frames.values():
+            frames.truncate(self._observations)
 
-    def encoded_frames(self) -> list[bytes] | None:
-        """The chunks of the whole episodes, encoded as `codec` says; None without an image."""
-        if self._frames is None:
-            return None
-        self._frames = self._frames.settled()
-        return self._frames.encoded(self.whole_observations)
+    def encoded_frames(self) -> dict[str, EncodedFrames]:
+        """Return the encoded frames of the whole episodes, by the name of their array."""
+        self._frames = {name: frames.settled() for name, frames in self._frames.items()}
+        count = self.whole_observations
+        return {
+            name: EncodedFrames(frames.encoded(count), frames.codec)
+            for name, frames in self._frames.items()
+        }
 
     def drop_whole(self) -> None:
         """Drop the whole episodes, which are published, and keep the running one."""
         observations, steps = self.whole_observations, self.whole_steps
         self.columns.drop(observations, steps)
-        if self._frames is not None:
-            self._frames.drop(observations)
+        for frames in self._frames.values():
+            frames.drop(observations)
         self.ended = []
         self._observations -= observations
         self._over_at -= steps
@@ -432,7 +450,7 @@ class SegmentWriter:
         An episode before it whose last step was terminated or truncated is ended, see `end`.
 
         Args:
-            observation: Image uint8 (C, H, W) and vector float32 (V,), as the spec says.
+            observation: Image or streams uint8 (C, H, W), vector float32 (V,), as the spec says.
             index: Position in a plan, -1 if there is none.
             seed: Seed of the episode's world.
             policy_version: Version of the policy that acts, -1 if there is none.
@@ -459,7 +477,7 @@ class SegmentWriter:
         if pending.running is not None:
             self.end()
         pending.begin(info, self._clock())
-        pending.add_observation(observation.image, observation.vector, frame_id, sim_time_s)
+        pending.add_observation(observation.images, observation.vector, frame_id, sim_time_s)
 
     def _check_kinds(self, attributes: Mapping[str, Attribute]) -> None:
         kinds = self._is_text | {name: isinstance(v, str) for name, v in attributes.items()}
@@ -492,7 +510,7 @@ class SegmentWriter:
         Args:
             action: float32 (A,), within the spec's bounds.
             reward: The reward, or None for the sum of ``reward_terms``.
-            observation: Image uint8 (C, H, W) and vector float32 (V,), as the spec says.
+            observation: Image or streams uint8 (C, H, W), vector float32 (V,), as the spec says.
             terminated: Whether the episode ended in a state without a future.
             truncated: Whether it was cut although it could have gone on.
             reward_terms: float32 (R,), finite, or None if the spec has none.
@@ -517,7 +535,7 @@ class SegmentWriter:
                     "truncated; give it with the last step only"
                 )
         pending.end_reason = end_reason
-        pending.add_observation(observation.image, observation.vector, frame_id, sim_time_s)
+        pending.add_observation(observation.images, observation.vector, frame_id, sim_time_s)
         pending.add_step(action, total, reward_terms, terminated, truncated)
 
     def add(self, step: Step) -> None:
@@ -612,13 +630,12 @@ class SegmentWriter:
             return None
         now = self._clock()
         segment_id = self._namer.next(now)
-        chunks = pending.encoded_frames()
         files = seal_files(
             segment_id,
             self._dataset,
             pending.columns,
             pending.ended,
-            chunks=chunks,
+            frames=pending.encoded_frames(),
             codec=pending.codec,
             provenance={**self._provenance, "sealed_at": now},
         )

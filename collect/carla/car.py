@@ -11,16 +11,16 @@ import dataclasses
 import math
 import queue
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import carla
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.carla.config import CarlaCamera
 from avtd3.collect.carla.server import REJECTED, Server
 from avtd3.collect.driving.world import VehicleState
-from avtd3.collect.maps.camera_mounting import Mounting
+from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting
 from avtd3.collect.maps.episode_setup import Start
 from avtd3.store.errors import ConfigError, WorldLost
 
@@ -298,6 +298,50 @@ class Grayscale:
         return picture
 
 
+# Numbers of the semantic camera of version 0.9.16, by plane of `avtd3.collect.sim.streams.PLANES`:
+# roads; their lines; sidewalks, vegetation, terrain and ground; sky; pedestrians and vehicles.
+_TAGS = ((1,), (24,), (2, 9, 10, 25), (11,), (12, 13, 14, 15, 16, 17, 18, 19))
+
+
+class Colour:
+    """Convert B, G, R, A pictures to planes of red, green and blue; see `Grayscale`."""
+
+    def __init__(self, height: int, width: int, supersample: int) -> None:
+        self._cells = (height, supersample, width, supersample, 4)
+        self.size_bytes = height * supersample * width * supersample * 4
+        """Bytes of an original picture."""
+
+    def __call__(self, bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Convert uint8 (size_bytes,), rows from the top, to a new uint8 (3, H, W), rounded."""
+        means = bgra.reshape(self._cells).mean(axis=(1, 3), dtype=np.float32)
+        return np.ascontiguousarray((means[..., 2::-1] + 0.5).astype(np.uint8).transpose(2, 0, 1))
+
+
+class Semantic:
+    """Convert pictures of the semantic camera to masks: the share of each class in a pixel."""
+
+    def __init__(self, height: int, width: int, supersample: int) -> None:
+        self._cells = (height, supersample, width, supersample, 4)
+        self.size_bytes = height * supersample * width * supersample * 4
+        """Bytes of an original picture."""
+        self._planes = np.zeros((len(_TAGS), 256), np.uint8)
+        for plane, tags in zip(self._planes, _TAGS, strict=True):
+            plane[list(tags)] = 255
+
+    def __call__(self, bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Convert uint8 (size_bytes,), the tag in the red channel, to a new uint8 (5, H, W)."""
+        tags = bgra.reshape(self._cells)[..., 2]
+        masks = [table[tags].mean(axis=(1, 3), dtype=np.float32) + 0.5 for table in self._planes]
+        return np.stack(masks).astype(np.uint8)
+
+
+_RGB, _TAGGED = "sensor.camera.rgb", "sensor.camera.semantic_segmentation"
+_CAMERAS: dict[str, tuple[str, Callable[[int, int, int], Grayscale | Colour | Semantic]]] = {
+    "gray": (_RGB, Grayscale),
+    "rgb": (_RGB, Colour),
+    "semantic": (_TAGGED, Semantic),
+}
+"""Sensor and converter of each kind of stream that a camera of the server takes."""
 _GROUND = ("static.road", "static.sidewalk", "static.ground", "static.terrain", "static.bridge",
            "static.railtrack", "static.roadline")  # fmt: skip
 """Ground that a car stands on; contact with it is not a collision."""
@@ -312,8 +356,31 @@ class _Shot(NamedTuple):
     frame: int
     size: tuple[int, int]
     """Width and height."""
-    gray: NDArray[np.uint8] | None
-    """uint8 (1, H, W); None if the size is wrong."""
+    planes: NDArray[np.uint8] | None
+    """uint8 (C, H, W); None if the size is wrong."""
+
+
+class Eye:
+    """One camera sensor: its converter, and the pictures that have arrived."""
+
+    def __init__(self, camera: FrontCamera, kind: str) -> None:
+        self.sensor, make = _CAMERAS[kind]
+        self.camera = camera
+        self.convert = make(camera.height, camera.width, camera.supersample)
+        self._shots: queue.SimpleQueue[_Shot] = queue.SimpleQueue()
+
+    def receive(self, image: carla.Image) -> None:
+        """Store a picture; called by a thread of the client."""
+        data = np.frombuffer(image.raw_data, np.uint8)
+        planes = self.convert(data) if data.size == self.convert.size_bytes else None
+        self._shots.put(_Shot(image.frame, (image.width, image.height), planes))
+
+    def next(self, within_s: float) -> _Shot | None:
+        """Return the next picture; None if none arrives in time."""
+        try:
+            return self._shots.get(timeout=max(within_s, 0.0))
+        except queue.Empty:
+            return None
 
 
 class Contact(NamedTuple):
@@ -339,13 +406,24 @@ class Contact(NamedTuple):
 
 
 class Sensors:
-    """A camera, a collision and a lane invasion sensor, mounted on a car."""
+    """Cameras, a collision and a lane invasion sensor, mounted on a car.
 
-    def __init__(self, server: Server, car: Car, mounting: Mounting) -> None:
-        self._server, camera = server, server.config.camera
-        self._gray = Grayscale(camera.height, camera.width, camera.supersample)
+    Args:
+        server: The server.
+        car: The car.
+        mountings: Where each camera is, by name of its stream; ``image`` is the only one of a
+            configuration without streams.
+    """
+
+    def __init__(self, server: Server, car: Car, mountings: Mapping[str, Mounting]) -> None:
+        self._server, streams = server, server.config.streams
+        self._eyes = {
+            name: Eye(streams[name], streams[name].kind)
+            if name in streams
+            else Eye(server.config.camera, "gray")
+            for name in mountings
+        }
         self._wait_s = server.config.sensor_timeout_s
-        self._shots: queue.SimpleQueue[_Shot] = queue.SimpleQueue()
         self._contacts: queue.SimpleQueue[Contact] = queue.SimpleQueue()
         self._markings: collections.deque[int] = collections.deque()
         self._crossed, self._reported, self._first_frame = 0, 0, 0
@@ -354,7 +432,9 @@ class Sensors:
         self.touched: collections.Counter[str] = collections.Counter()
         """Contacts that are no collisions, by type of the other actor."""
         self._mounted: list[carla.Sensor] = []
-        self._mount(car, "sensor.camera.rgb", _mounted_at(mounting, car.ahead_m), _lens(camera))
+        for name, eye in self._eyes.items():
+            place = _mounted_at(mountings[name], car.ahead_m)
+            self._mount(car, eye.sensor, place, _lens(eye.camera))
         self._mount(car, "sensor.other.collision", carla.Transform(), {})
         self._mount(car, "sensor.other.lane_invasion", carla.Transform(), {})
 
@@ -375,24 +455,20 @@ class Sensors:
 
         A subscription is live some milliseconds after `listen`; data sent before is lost.
         """
-        camera, collision, invasion = self._mounted
+        *cameras, collision, invasion = self._mounted
         with self._server.calling("start its sensors", limit_s=None):
-            camera.listen(self._receive)
+            for camera, eye in zip(cameras, self._eyes.values(), strict=True):
+                camera.listen(eye.receive)
             collision.listen(self._touch)
             invasion.listen(lambda event: self._markings.append(event.frame))
         deadline_s = time.monotonic() + self._wait_s
-        while True:
-            snapshot = self._server.tick()
-            if self._next(_LISTENING_S) is not None:
-                return snapshot
+        waiting = list(self._eyes.values())
+        snapshot = self._server.tick()
+        while waiting := [eye for eye in waiting if eye.next(_LISTENING_S) is None]:
             if time.monotonic() > deadline_s:
                 raise self._stall(snapshot.frame, "first picture")
-
-    def _receive(self, image: carla.Image) -> None:
-        """Store a picture; called by a thread of the client."""
-        data = np.frombuffer(image.raw_data, np.uint8)
-        gray = self._gray(data) if data.size == self._gray.size_bytes else None
-        self._shots.put(_Shot(image.frame, (image.width, image.height), gray))
+            snapshot = self._server.tick()
+        return snapshot
 
     def _touch(self, event: carla.CollisionEvent) -> None:
         """Store a contact; called by a thread of the client."""
@@ -400,32 +476,29 @@ class Sensors:
         kind = event.other_actor.type_id
         self._contacts.put(Contact(event.frame, kind, (push.x, push.y, push.z)))
 
-    def _next(self, within_s: float) -> _Shot | None:
-        try:
-            return self._shots.get(timeout=max(within_s, 0.0))
-        except queue.Empty:
-            return None
+    def pictures(self, frame: int) -> dict[str, NDArray[np.uint8]]:
+        """Return each camera's picture of a frame, uint8 (C, H, W), by name of its stream."""
+        return {name: self._picture(eye, frame) for name, eye in self._eyes.items()}
 
-    def picture(self, frame: int) -> NDArray[np.uint8]:
-        """Return the camera's picture of a frame, uint8 (1, H, W)."""
+    def _picture(self, eye: Eye, frame: int) -> NDArray[np.uint8]:
         deadline_s = time.monotonic() + self._wait_s
-        while (shot := self._next(deadline_s - time.monotonic())) is not None:
+        while (shot := eye.next(deadline_s - time.monotonic())) is not None:
             if shot.frame == frame:
-                return self._checked(shot)
+                return self._checked(shot, eye)
             self.late += 1
             if shot.frame > frame:
                 break
         raise self._stall(frame, f"picture of frame {frame}")
 
-    def _checked(self, shot: _Shot) -> NDArray[np.uint8]:
-        if shot.gray is None:
+    def _checked(self, shot: _Shot, eye: Eye) -> NDArray[np.uint8]:
+        if shot.planes is None:
             width, height = shot.size
             raise WorldLost(
                 f"CARLA server {self._server.where} sent a picture of {width} x {height}, "
-                f"expected {self._gray.size_bytes} bytes; restart it if this happens again",
+                f"expected {eye.convert.size_bytes} bytes; restart it if this happens again",
                 REJECTED,
             )
-        return shot.gray
+        return shot.planes
 
     def _stall(self, frame: int, what: str) -> WorldLost:
         others = f"; {self.late} pictures of other frames arrived" if self.late else ""
@@ -495,7 +568,7 @@ def _mounted_at(mounting: Mounting, middle_m: float) -> carla.Transform:
     )
 
 
-def _lens(camera: CarlaCamera) -> dict[str, Any]:
+def _lens(camera: FrontCamera) -> dict[str, Any]:
     return {
         "image_size_x": str(camera.width * camera.supersample),
         "image_size_y": str(camera.height * camera.supersample),

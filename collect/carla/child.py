@@ -28,6 +28,7 @@ from avtd3.collect.carla.session import Session
 from avtd3.collect.maps.camera_mounting import draw_mounting
 from avtd3.collect.maps.episode_setup import Start
 from avtd3.store.errors import Avtd3Error, WorldLost
+from avtd3.store.spec import IMAGE
 
 CheckResult = tuple[Finding, NDArray[np.uint8] | None]
 """A finding and its picture uint8 (1, H, W), if it has one."""
@@ -117,10 +118,10 @@ class Checkup:
         self._car = car = self._spawn()
         # Assigned before it listens, so that `close` also removes a camera that stalls.
         mounting = draw_mounting(self.server.config.camera, np.random.default_rng(0))
-        self._sensors = sensors = Sensors(self.server, car, mounting)
+        self._sensors = sensors = Sensors(self.server, car, {IMAGE: mounting})
         sensors.listen()
         for _ in range(_CHECK_STEPS):
-            picture = sensors.picture(self.server.tick().frame)
+            picture = sensors.pictures(self.server.tick().frame)[IMAGE]
         _, height, width = picture.shape
         text = f"{_CHECK_STEPS} pictures of {width} x {height}, one for each frame"
         if picture.std() >= _MIN_CONTRAST:
@@ -148,7 +149,7 @@ class Checkup:
         begun_s, steps = time.monotonic(), 0
         while steps < _SPEED_STEPS and time.monotonic() - begun_s < _SPEED_S:
             self.server.phase("advance by a step")
-            self._sensors.picture(self.server.tick().frame)
+            self._sensors.pictures(self.server.tick().frame)
             steps += 1
         per_s = steps / (time.monotonic() - begun_s)
         text = f"{per_s:.0f} steps/s with a camera, {per_s * self._period_s:.1f} x real time"

@@ -1,11 +1,13 @@
 """`CarlaConfig`: which CARLA servers to use, the car and the camera, and the timeouts."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from avtd3.collect.checks import check_number
 from avtd3.collect.maps.camera_mounting import FrontCamera
 from avtd3.collect.maps.episode_setup import SimulatorConfig
+from avtd3.collect.sim.streams import StreamCamera
 from avtd3.store.errors import ConfigError, check_integers
 
 SCENARIO_WEATHER, KEPT_WEATHER = "scenario", "keep"
@@ -34,12 +36,16 @@ class CarlaCamera(FrontCamera):
 
     def __post_init__(self) -> None:
         FrontCamera.__post_init__(self)  # super() does not know a class with slots
-        if self.supersample * max(self.height, self.width) > _LARGEST_PICTURE:
-            raise ConfigError(
-                f"camera.supersample is {self.supersample}, expected at most "
-                f"{_LARGEST_PICTURE // max(self.height, self.width)} with {self.height} x "
-                f"{self.width}: servers render at most {_LARGEST_PICTURE} pixels per side"
-            )
+        _check_picture(self)
+
+
+def _check_picture(camera: FrontCamera) -> None:
+    if camera.supersample * max(camera.height, camera.width) > _LARGEST_PICTURE:
+        raise ConfigError(
+            f"camera.supersample is {camera.supersample}, expected at most "
+            f"{_LARGEST_PICTURE // max(camera.height, camera.width)} with {camera.height} x "
+            f"{camera.width}: servers render at most {_LARGEST_PICTURE} pixels per side"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +80,9 @@ class CarlaConfig(SimulatorConfig):
 
     camera: CarlaCamera = dataclasses.field(default_factory=CarlaCamera)
     """The front camera."""
+    streams: Mapping[str, StreamCamera] = dataclasses.field(default_factory=dict)
+    """Named streams, see docs/streams.md; each front camera is a sensor of its own. Their light and
+    noise are those of the server. With any, `camera` is not used."""
     weather: str = SCENARIO_WEATHER
     """``scenario``: that of the scenario, varied by episode; ``keep``: that of the server; or a
     preset of CARLA such as ``ClearNoon``."""
@@ -109,7 +118,7 @@ class CarlaConfig(SimulatorConfig):
                 f"carla.tm_port is {self.tm_port}, expected 0 with {len(self.ports)} servers: each "
                 "client needs its own port"
             )
-        self._check_waits()
+        self._check_numbers()
         if not self.vehicle.startswith("vehicle."):
             raise ConfigError(
                 f"carla.vehicle is {self.vehicle!r}, expected a blueprint like vehicle.tesla.model3"
@@ -131,7 +140,9 @@ class CarlaConfig(SimulatorConfig):
             )
         check_number("carla.spawn_attempts", self.spawn_attempts, minimum=1, maximum=100)
 
-    def _check_waits(self) -> None:
+    def _check_numbers(self) -> None:
+        for stream in self.streams.values():
+            _check_picture(stream)
         for name in _WAITS:
             check_number(f"carla.{name}", getattr(self, name), minimum=0.1, maximum=3600.0)
         least = self.timeout_s + self.sensor_timeout_s
@@ -145,5 +156,6 @@ class CarlaConfig(SimulatorConfig):
         """Return the settings that affect the data, as JSON values; not servers and timeouts."""
         document = dataclasses.asdict(self)
         found = {name: document[name] for name in _DATA_SETTINGS}
-        # Plans without walkers keep the digest that they had before there were any.
-        return {**found, "walkers": self.walkers} if self.walkers else found
+        # Plans without walkers or streams keep the digest that they had before there were any.
+        added = {"walkers": self.walkers} if self.walkers else {}
+        return {**found, **added, **({"streams": document["streams"]} if self.streams else {})}

@@ -5,6 +5,7 @@ from typing import Any
 
 import carla
 import numpy as np
+from numpy.typing import NDArray
 
 from avtd3.collect.carla.car import Car, Contact, Motion, Pose, Sensors, move_spectator
 from avtd3.collect.carla.config import KEPT_WEATHER, SCENARIO_WEATHER, CarlaConfig
@@ -12,14 +13,18 @@ from avtd3.collect.carla.packing import Packed, pack
 from avtd3.collect.carla.server import ReportPhase, Server, Settings, Town, Towns, asynchronous
 from avtd3.collect.carla.traffic import CarlaTraffic, Lights, ground_height
 from avtd3.collect.driving.world import Surroundings, VehicleState, WorldFrame, WorldStart
-from avtd3.collect.maps.camera_mounting import draw_mounting
+from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting, draw_mounting
 from avtd3.collect.maps.contact import Course, Ego, find_nearby, ground_contact, lead_on_route
 from avtd3.collect.maps.episode_setup import EpisodeSetup, Start, draw_setup
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
+from avtd3.collect.sim.scene import pose_steps
+from avtd3.collect.sim.streams import BEV, BirdsEye
 from avtd3.store.errors import WorldError, WorldLost
+from avtd3.store.spec import IMAGE
 
 _TM_SEEDS = 2**31 - 1
+_SEEN_M = 1e4  # farther actors are in no view, and their positions may not fit whole steps
 _Range = tuple[float, float]
 # Values of `carla.WeatherParameters` for the weathers of `avtd3.collect.maps.weather`.
 _CLIMATES: dict[str, dict[str, _Range]] = {
@@ -81,6 +86,7 @@ class Session:
         self._car: Car | None = None
         self._sensors: Sensors | None = None
         self._episode: _Episode | None = None
+        self._views: dict[str, BirdsEye] = {}
         self._foreign_ticks = 0
 
     def open(self, found: Settings | None) -> Settings:
@@ -113,9 +119,8 @@ class Session:
         assert self._car is not None
         car = self._car
         car.set_conditions(setup.weather.grip, weather)
-        self._sensors = Sensors(
-            self.server, car, draw_mounting(self.config.camera, setup.camera_rng)
-        )
+        self._views = self._open_views(town)
+        self._sensors = Sensors(self.server, car, self._mountings(setup.camera_rng))
         self._sensors.listen()
         self._traffic.spawn(
             town.network,
@@ -131,6 +136,30 @@ class Session:
             route=route, frame=frame, town=town.network.name, weather=setup.weather.name
         )
         return world_start, self._notices(scenario, car, town, moved_m)
+
+    def _open_views(self, town: Town) -> dict[str, BirdsEye]:
+        """Return what draws the views from above, which no sensor of the server takes."""
+        streams = sorted(self.config.streams.items())
+        views = {name: BirdsEye(stream) for name, stream in streams if stream.kind == BEV}
+        for view in views.values():
+            view.show(town.raster)
+        return views
+
+    def _mountings(self, rng: np.random.Generator) -> dict[str, Mounting]:
+        """Draw where each camera is: all as if they were mounted on one frame."""
+        cameras: dict[str, FrontCamera] = {
+            name: stream
+            for name, stream in sorted(self.config.streams.items())
+            if stream.kind != BEV
+        }
+        if not self.config.streams:
+            cameras = {IMAGE: self.config.camera}
+        before = rng.bit_generator.state
+        drawn = {}
+        for name, camera in cameras.items():
+            rng.bit_generator.state = before
+            drawn[name] = draw_mounting(camera, rng)
+        return drawn
 
     def _spawn(self, town: Town, setup: EpisodeSetup) -> tuple[Route, Start, float]:
         """Spawn the car at the start, or further along the route if that is occupied."""
@@ -176,9 +205,9 @@ class Session:
             start_s=at_s,
             last_s=at_s,
         )
-        image = sensors.picture(snapshot.frame)
+        taken = sensors.pictures(snapshot.frame)
         sensors.begin(snapshot.frame)
-        return self._frame(episode, snapshot, pose, episode.motion.state, image)
+        return self._frame(episode, snapshot, pose, episode.motion.state, taken)
 
     def _notices(self, scenario: Scenario, car: Car, town: Town, moved_m: float) -> tuple[str, ...]:
         found, self._foreign_ticks, foreign = [], 0, self._foreign_ticks
@@ -219,7 +248,7 @@ class Session:
         snapshot: "carla.WorldSnapshot",
         pose: Pose,
         state: VehicleState,
-        image: np.ndarray | None,
+        taken: dict[str, NDArray[np.uint8]] | None,
     ) -> WorldFrame:
         x_m, y_m, car = state.x_m, state.y_m, episode.car
         at = episode.route.project(x_m, y_m, episode.distance_m)
@@ -243,13 +272,16 @@ class Session:
         if self.config.spectator_follows:
             move_spectator(self.server.world.get_spectator(), pose)
         frame, sensors = snapshot.frame, episode.sensors
-        # The picture is the last message that the server sends for a frame.
-        picture = sensors.picture(frame) if image is None else image
+        # The pictures are the last messages that the server sends for a frame.
+        pictures = sensors.pictures(frame) if taken is None else taken
+        pictures |= self._look_down((x_m, y_m, state.yaw_rad))
+        named = {name: pictures[name] for name in sorted(pictures)}
         hit = sensors.collision() or Contact(frame, "", (0.0, 0.0, 0.0))
         return WorldFrame(
             frame_id=frame,
             sim_time_s=round(snapshot.timestamp.elapsed_seconds - episode.start_s, 9),
-            image=picture,
+            image=next(iter(named.values())),
+            streams=named if self.config.streams else None,
             vehicle=state,
             collision=hit.kind.partition(".")[0],
             collision_frame_id=hit.frame if hit.frame < frame else None,
@@ -261,6 +293,16 @@ class Session:
             ran_red_light=ran_red_light,
             other_control=episode.is_rolling and car.has_other_control(),
         )
+
+    def _look_down(self, car: tuple[float, float, float]) -> dict[str, NDArray[np.uint8]]:
+        """Draw the views from above: the map, and the vehicles and walkers around the car."""
+        if not self._views:
+            return {}
+        traffic = self._traffic
+        near = np.flatnonzero(np.abs(traffic.at - complex(*car[:2])) < _SEEN_M)
+        poses = pose_steps(traffic.at[near], traffic.heading[near])
+        shapes = np.stack([traffic.length_m[near], traffic.width_m[near]], axis=1).tolist()
+        return {name: view.draw(car, poses, shapes, ()) for name, view in self._views.items()}
 
     def surroundings(self) -> Surroundings:
         """Return the lanes and vehicles around the car; see `World.surroundings`."""

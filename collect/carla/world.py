@@ -224,6 +224,8 @@ class CarlaWorld:
         """Starts the server, if the configuration has a command for it."""
         self.control_period_s = config.control_period_s
         self.image_shape = (1, config.camera.height, config.camera.width)
+        self.streams = {n: config.streams[n].image for n in sorted(config.streams)}
+        """The named streams of its frames; none if they have only an image."""
         self.notices: tuple[str, ...] = ()
         self._child: ClientProcess | None = None
         self._found: dict[str, Any] | None = None

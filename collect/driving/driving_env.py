@@ -17,6 +17,7 @@ from avtd3.collect.driving.takeover import TakeoverConfig, TakeoverDriver
 from avtd3.collect.driving.task import DrivingTask, TaskConfig
 from avtd3.collect.driving.world import (
     RecordingWorld,
+    StreamWorld,
     Surroundings,
     VehicleState,
     World,
@@ -225,7 +226,8 @@ class DrivingEnvironment(Environment):
         image = ImageSpec(channels=channels, height=height, width=width, stack=stack)
         self.world, self.name = world, world.name
         self.task = DrivingTask(config, world.control_period_s)
-        self.spec = self.task.spec(image)
+        streams = world.streams if isinstance(world, StreamWorld) else {}
+        self.spec = self.task.spec(None if streams else image, streams)
         self._simulator = simulator or world.name
         self._scenarios, self._scenario, self._expert = tuple(scenarios), scenarios[0], expert
         self._start: WorldStart | None = None
@@ -357,7 +359,11 @@ class DrivingEnvironment(Environment):
 
 def _observation(frame: WorldFrame, vector: NDArray[np.float32]) -> Observation:
     return Observation(
-        image=frame.image, vector=vector, frame_id=frame.frame_id, sim_time_s=frame.sim_time_s
+        image=frame.image if frame.streams is None else None,
+        streams=frame.streams,
+        vector=vector,
+        frame_id=frame.frame_id,
+        sim_time_s=frame.sim_time_s,
     )
 
 

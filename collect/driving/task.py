@@ -23,6 +23,7 @@ import bisect
 import cmath
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -196,11 +197,14 @@ class DrivingTask:
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
         self.config, self.period_s = config, control_period_s
 
-    def spec(self, image: ImageSpec) -> EpisodeSpec:
-        """Return the spec of the data that this task makes with a camera."""
+    def spec(
+        self, image: ImageSpec | None, streams: Mapping[str, ImageSpec] | None = None
+    ) -> EpisodeSpec:
+        """Return the spec of the data that this task makes with a camera, or with named streams."""
         observation = self.config.observation
         return EpisodeSpec(
             image=image,
+            streams=streams or {},
             vector_names=observation.names,
             vector_scales=observation.scales,
             action_names=ACTION_NAMES,

@@ -7,6 +7,7 @@ to bring a world of your own.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
+from avtd3.store.spec import ImageSpec
 from avtd3.store.world_record import WorldRecord
 
 
@@ -55,7 +57,7 @@ class WorldFrame:
     sim_time_s: float
     """Simulated seconds since the world's start."""
     image: NDArray[np.uint8]
-    """uint8 (C, H, W), the camera's frame."""
+    """uint8 (C, H, W), the camera's frame; with `streams`, one of them, for people."""
     vehicle: VehicleState
     """The car."""
     collision: str = ""
@@ -75,6 +77,8 @@ class WorldFrame:
     """Speed of that vehicle along the route; 0 if there is none."""
     ran_red_light: bool = False
     """Whether the car passed a red traffic light since the frame before."""
+    streams: Mapping[str, NDArray[np.uint8]] | None = None
+    """uint8 (C, H, W) of each named stream; None in a world with one image, see `StreamWorld`."""
     other_control: bool = False
     """Whether the simulator drove to this frame with another action than the one it was given."""
 
@@ -168,6 +172,16 @@ class World(Protocol):
 
     def close(self) -> None:
         """Release the simulator; safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class StreamWorld(Protocol):
+    """A `World` whose frames may have named streams instead of one image."""
+
+    @property
+    def streams(self) -> Mapping[str, ImageSpec]:
+        """The streams of every frame by name; empty if frames have only an image."""
         ...
 
 

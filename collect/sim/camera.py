@@ -1,4 +1,4 @@
-"""`Camera`: the front camera of the built-in simulator, which samples the painted ground.
+"""`Camera`: the gray front camera of the built-in simulator, which samples the painted ground.
 
 A picture is the ground seen by the rays of its pixels, the sky, the boxes of the vehicles and the
 noise of the sensor. Rays look up the ground in one contiguous window around the car: one gather for
@@ -28,6 +28,7 @@ _REFLECTANCE = (0.40, 0.26, 0.46, 0.30, 0.30, 0.0, 0.0, 0.0, 0.85)
 _GRAIN = (0.09, 0.06, 0.04, 0.03, 0.03, 0.03, 0.03, 0.03, 0.03)
 _NOISE_SHARE = (1.0 / 3.0, 1.0)
 _NOISE_FRAMES, _NOISE_OFFSETS = 8, 4096
+_CHANNEL_SHIFT = 2  # frames in the block of noise between two channels
 _LAMP_M, _LAMPS_ON = 12.0, 0.15
 
 
@@ -118,21 +119,41 @@ class Camera:
         self, x_m: float, y_m: float, yaw_rad: float, boxes: Sequence[Box]
     ) -> NDArray[np.uint8]:
         """Render a new picture uint8 (1, H, W) from a pose of the car."""
-        frame, horizon = self._frame, self._rays.horizon
-        frame[:horizon] = self._sky
-        ground = frame[horizon:]
+        codes = self._look(x_m, y_m, yaw_rad)
+        frame = self._plane(codes, self._table, self._sky, boxes)
+        self._frames += 1
+        return frame[None]
+
+    def _look(self, x_m: float, y_m: float, yaw_rad: float) -> bytes:
+        """Return the ground codes that the rays meet from a pose of the car."""
         self._window.follow(x_m, y_m)
-        summed = self._rays.brightness(self._window, x_m, y_m, yaw_rad, self._table)
+        return self._rays.codes(self._window, x_m, y_m, yaw_rad)
+
+    def _plane(
+        self,
+        codes: bytes,
+        table: bytes,
+        sky: NDArray[np.float32],
+        boxes: Sequence[Box],
+        channel: int = 0,
+    ) -> NDArray[np.uint8]:
+        """Draw one plane uint8 (H, W); each channel has other noise."""
+        frame, horizon = self._frame, self._rays.horizon
+        frame[:horizon] = sky
+        ground = frame[horizon:]
+        summed = self._rays.brightness(codes, table)
         np.multiply(summed, self._factor, out=ground)
         ground += self._summand
         draw_boxes(frame, self.view, self.light, boxes, self._lamps)
         if self._noise is not None:
             offset = self._offsets[self._frames % _NOISE_OFFSETS]
-            self._frames += 1
+            if channel:
+                most = frame.size * (_NOISE_FRAMES - 1)
+                offset = (offset + channel * _CHANNEL_SHIFT * frame.size) % most
             frame += self._noise[offset : offset + frame.size].reshape(frame.shape)
             np.maximum(frame, self._black, out=frame)
         np.minimum(frame, self._white, out=frame)
-        return frame.astype(np.uint8)[None]
+        return frame.astype(np.uint8)
 
 
 class GroundWindow:
@@ -236,13 +257,8 @@ class GroundRays:
         self._index = np.empty(count, np.intp)
         self._total = np.empty((rows, width), np.uint16)
 
-    def brightness(
-        self, window: GroundWindow, x_m: float, y_m: float, yaw_rad: float, table: bytes
-    ) -> NDArray[np.uint16]:
-        """Return the sum of the brightnesses that the rays of each pixel meet, uint16 (rows, W).
-
-        `table` holds the brightness of each ground code. The result is valid until the next call.
-        """
+    def codes(self, window: GroundWindow, x_m: float, y_m: float, yaw_rad: float) -> bytes:
+        """Return the ground code that each ray meets, for `brightness`."""
         (fine_x, fine_y), (coarse_x, coarse_y) = window.fine_m, window.coarse_m
         turn = (math.cos(yaw_rad), math.sin(yaw_rad))
         pose = (*turn, x_m - fine_x, y_m - fine_y, x_m - coarse_x, y_m - coarse_y, 1.0)
@@ -259,9 +275,16 @@ class GroundRays:
         # Gathers need indices of pointer size, and are twice as fast without `out`. All indices
         # are inside the window: see `_lines`.
         np.copyto(self._index, rows, casting="unsafe")
-        codes = window.flat.take(self._index)
+        codes: bytes = window.flat.take(self._index).tobytes()
+        return codes
+
+    def brightness(self, codes: bytes, table: bytes) -> NDArray[np.uint16]:
+        """Return the sum of the brightnesses that the rays of each pixel meet, uint16 (rows, W).
+
+        `table` holds the brightness of each ground code. The result is valid until the next call.
+        """
         # bytes.translate is the fastest table look-up, 1.5 times as fast as np.take.
-        seen = np.frombuffer(codes.tobytes().translate(table), np.uint8)
+        seen = np.frombuffer(codes.translate(table), np.uint8)
         fine, split, total = self._fine, self._far_rays, self._total
         far_seen = seen[:split].reshape(fine, self._far, fine, self._width)
         np.add.reduce(far_seen, axis=(0, 2), dtype=np.uint16, out=total[: self._far])

@@ -1,35 +1,34 @@
 """Draw the pictures of a recorded episode again: the same ones, or those of another camera.
 
 The live simulator and `SceneRenderer` draw other vehicles from the same whole numbers
-(`pose_steps`) by the same function (`visible_boxes`), so that their pictures are equal.
+(`pose_steps`) by the same function (`visible_boxes`) and the same cameras, so that their pictures
+are equal.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.maps.camera_mounting import draw_mounting
-from avtd3.collect.maps.contact import NEAR_M
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.weather import Weather, draw_weather
-from avtd3.collect.sim.boxes import Box
 from avtd3.collect.sim.camera import Camera, CameraConfig
+from avtd3.collect.sim.streams import FrontDrawer, StreamCamera, StreamDrawer, open_drawer
 from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.maps import read_map
+from avtd3.store.spec import IMAGE
 from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M, WorldRecord
 
 ROAD = "road"
 """Name of the built-in simulator in a record's setup."""
-# The live simulator searches with exact positions up to NEAR_M: a few steps of rounding below it.
-_SEEN_M = NEAR_M - 1e-5
-_CACHED_MAPS, _CACHED_CAMERAS = 16, 4
+_CACHED_MAPS, _CACHED_CAMERAS = 16, 16
 _RANDOM_KEYS = ("state", "inc", "has_uint32", "uinteger")
 
 
@@ -42,34 +41,6 @@ def pose_steps(at: NDArray[np.complex128], heading: NDArray[np.complex128]) -> N
     return steps
 
 
-def visible_boxes(
-    car: tuple[float, float, float],
-    poses: Sequence[Sequence[int]],
-    shapes: Sequence[Sequence[float]],
-    numbers: Sequence[int],
-    slope: float,
-) -> list[Box]:
-    """Return the vehicles that a camera may see.
-
-    Args:
-        car: x, y in metres and yaw in radians of the car.
-        poses: Pose of each vehicle, from `pose_steps`.
-        shapes: Length, width, height and reflectance of each vehicle.
-        numbers: The vehicles that may be near, at least those within `_SEEN_M` ahead.
-        slope: Metres to the side that the camera sees per metre ahead.
-    """
-    x_m, y_m, yaw_rad = car
-    here, back = complex(x_m, y_m), complex(math.cos(yaw_rad), -math.sin(yaw_rad))
-    found = []
-    for number in numbers:
-        x, y, yaw = poses[number]
-        at = (complex(x / POSITION_STEPS_PER_M, y / POSITION_STEPS_PER_M) - here) * back
-        ahead, aside = at.real, at.imag
-        if ahead > -1.0 and abs(aside) < slope * ahead + 5.0 and abs(at) < _SEEN_M:
-            found.append(Box(ahead, aside, yaw / ANGLE_STEPS_PER_RAD - yaw_rad, *shapes[number]))
-    return found
-
-
 def random_state(rng: np.random.Generator) -> dict[str, str | int]:
     """Return the state of a random generator (PCG64) as JSON values."""
     state: Mapping[str, Any] = rng.bit_generator.state
@@ -77,7 +48,7 @@ def random_state(rng: np.random.Generator) -> dict[str, str | int]:
     return {**numbers, "has_uint32": state["has_uint32"], "uinteger": state["uinteger"]}
 
 
-def _generator(stored: Mapping[str, Any]) -> np.random.Generator:
+def stored_generator(stored: Mapping[str, Any]) -> np.random.Generator:
     """Return a generator in a stored state."""
     state, inc, has_uint32, uinteger = (stored[name] for name in _RANDOM_KEYS)
     bits = np.random.PCG64()
@@ -105,11 +76,14 @@ class Scene(NamedTuple):
     """Length, width, height and reflectance of each vehicle."""
     frames: Sequence[int] | None = None
     """Number of each picture among those that the simulator drew; None for 0, 1, 2, ..."""
+    streams: Mapping[str, StreamCamera] = MappingProxyType({})
+    """Cameras of named streams; with any, nothing is drawn with `camera`."""
 
     def setup(self) -> dict[str, Any]:
         """Return the JSON object that `parse` reads, with the drawn mounting for other readers."""
-        mounting = draw_mounting(self.camera, _generator(self.random))
-        return {
+        mounting = draw_mounting(self.camera, stored_generator(self.random))
+        streams = {name: dataclasses.asdict(camera) for name, camera in self.streams.items()}
+        setup = {
             "world": ROAD,
             "map": self.map,
             "pixel_m": self.pixel_m,
@@ -120,6 +94,7 @@ class Scene(NamedTuple):
             "actors": [list(shape) for shape in self.actors],
             **({} if self.frames is None else {"frames": list(self.frames)}),
         }
+        return {**setup, "streams": streams} if streams else setup
 
     @classmethod
     def parse(cls, setup: Mapping[str, Any]) -> "Scene":
@@ -140,9 +115,13 @@ class Scene(NamedTuple):
                 weather=Weather(**weather),
                 random={name: setup["random"][name] for name in _RANDOM_KEYS},
                 actors=[[_checked(size) for size in shape] for shape in setup["actors"]],
+                streams={
+                    name: StreamCamera(**camera)
+                    for name, camera in setup.get("streams", {}).items()
+                },
                 frames=_parse_frames(setup.get("frames")),
             )
-            _generator(scene.random)
+            stored_generator(scene.random)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SpecError(
                 f"the state cannot be drawn ({error}); it was stored by another version of avtd3, "
@@ -180,25 +159,44 @@ class SceneChanges:
     """New values of settings of the camera by name, see `CameraConfig`."""
     weather: str = ""
     """Name of a weather or of a group of them; empty keeps the recorded weather."""
+    streams: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Named streams to draw, and for each the settings that differ, see `StreamCamera`, from the
+    recorded stream of that name or else from the recorded camera. Empty: what was recorded."""
 
     def __post_init__(self) -> None:
-        known = dataclasses.asdict(CameraConfig())
-        for name, value in self.camera.items():
-            if name not in known:
-                raise ConfigError(f"camera has no {name!r}, expected one of: {', '.join(known)}")
-            if type(known[name]) is int and type(value) is not int:
-                raise ConfigError(f"camera.{name} is {value}, expected a whole number")
+        _check_settings(self.camera, CameraConfig())
+        for settings in self.streams.values():
+            _check_settings(settings, StreamCamera())
+        if self.streams and self.camera:
+            raise ConfigError(
+                "named streams and settings of the only camera were given; give each stream its own"
+            )
         self.apply_to_camera(CameraConfig())  # raises if a value is impossible by itself
+        self.apply_to_streams(CameraConfig(), {})
         if self.weather:
             draw_weather(self.weather, np.random.default_rng(0))  # raises if it is unknown
 
     def document(self) -> dict[str, Any]:
         """Return the changes as JSON values."""
-        return {"camera": dict(self.camera), "weather": self.weather}
+        streams = {name: dict(settings) for name, settings in self.streams.items()}
+        document = {"camera": dict(self.camera), "weather": self.weather}
+        return {**document, "streams": streams} if streams else document
 
     def apply_to_camera(self, camera: CameraConfig) -> CameraConfig:
         """Return a camera with the changes."""
         return dataclasses.replace(camera, **self.camera)
+
+    def apply_to_streams(
+        self, camera: CameraConfig, recorded: Mapping[str, StreamCamera]
+    ) -> dict[str, StreamCamera]:
+        """Return the cameras of all streams to draw; none without named streams."""
+        if not self.streams:
+            return dict(recorded)
+        base = StreamCamera(**dataclasses.asdict(camera))
+        return {
+            name: dataclasses.replace(recorded.get(name, base), **settings)
+            for name, settings in sorted(self.streams.items())
+        }
 
     def apply(self, scene: Scene, seed: int) -> Scene:
         """Return the scene of an episode with the changes; the same seed gives the same weather."""
@@ -207,7 +205,56 @@ class SceneChanges:
             # Another stream than those of the episode itself.
             rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)).spawn(1)[0])
             weather = draw_weather(self.weather, rng)
-        return scene._replace(camera=self.apply_to_camera(scene.camera), weather=weather)
+        return scene._replace(
+            camera=self.apply_to_camera(scene.camera),
+            weather=weather,
+            streams=self.apply_to_streams(scene.camera, scene.streams),
+        )
+
+
+def _check_settings(settings: Mapping[str, Any], camera: CameraConfig) -> None:
+    known = dataclasses.asdict(camera)
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"camera has no {name!r}, expected one of: {', '.join(known)}")
+        if type(known[name]) is int and type(value) is not int:
+            raise ConfigError(f"camera.{name} is {value}, expected a whole number")
+        if isinstance(known[name], str) != isinstance(value, str):
+            raise ConfigError(f"camera.{name} is {value}, expected {known[name]!r} or the like")
+
+
+class SceneCameras:
+    """Draws the frames of all streams of one scene after another; keeps cameras for later ones."""
+
+    def __init__(self) -> None:
+        self._opened = functools.lru_cache(_CACHED_CAMERAS)(_open)
+        self._drawers: dict[str, StreamDrawer] = {}
+
+    def reset(self, scene: Scene, raster: Raster) -> None:
+        """Prepare the episode of a scene: each camera makes the same random draws."""
+        streams: Mapping[str, CameraConfig] = scene.streams or {IMAGE: scene.camera}
+        self._drawers = {name: self._opened(name, config) for name, config in streams.items()}
+        for drawer in self._drawers.values():
+            drawer.reset(raster, scene.weather, stored_generator(scene.random))
+
+    def skip_to(self, frame: int) -> None:
+        """Draw a frame of the episode next, counted from 0."""
+        for drawer in self._drawers.values():
+            drawer.skip_to(frame)
+
+    def draw(
+        self,
+        car: tuple[float, float, float],
+        poses: NDArray[np.int64],
+        shapes: Sequence[Sequence[float]],
+        numbers: Sequence[int],
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Draw a frame uint8 (C, H, W) of each stream, see `StreamDrawer.draw`."""
+        return {n: each.draw(car, poses, shapes, numbers) for n, each in self._drawers.items()}
+
+
+def _open(name: str, config: CameraConfig) -> StreamDrawer:
+    return open_drawer(config) if isinstance(config, StreamCamera) else FrontDrawer(Camera(config))
 
 
 class SceneRenderer:
@@ -216,14 +263,14 @@ class SceneRenderer:
     def __init__(self, dataset: Path) -> None:
         self._dataset = dataset
         self._raster = functools.lru_cache(_CACHED_MAPS)(self._paint)
-        self._camera = functools.lru_cache(_CACHED_CAMERAS)(Camera)
+        self._cameras = SceneCameras()
 
     def _paint(self, digest: str, pixel_m: float) -> Raster:
         text = read_map(self._dataset, digest)
         return Raster.paint(RoadNetwork.from_opendrive(digest[:12], text), pixel_m)
 
-    def frames(self, scene: Scene, record: WorldRecord) -> Iterator[NDArray[np.uint8]]:
-        """Draw the pictures of an episode, uint8 (1, H, W), one for each of its observations.
+    def frames(self, scene: Scene, record: WorldRecord) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        """Draw the frames of an episode, one of each stream for each of its observations.
 
         Raises:
             DatasetError: The dataset lacks the road network's text.
@@ -233,14 +280,10 @@ class SceneRenderer:
         drawn = scene.frames or range(len(record.ego))
         if len(drawn) != len(record.ego):
             raise SpecError(f"the state numbers {len(drawn)} frames, expected {len(record.ego)}")
-        camera = self._camera(scene.camera)
-        raster = self._raster(scene.map, scene.pixel_m)
-        camera.reset(raster, scene.weather, _generator(scene.random))
+        self._cameras.reset(scene, self._raster(scene.map, scene.pixel_m))
         numbers = range(len(scene.actors))
         for frame, (x_m, y_m, yaw_rad), poses in zip(
-            drawn, record.ego.tolist(), record.actors.tolist(), strict=True
+            drawn, record.ego.tolist(), record.actors, strict=True
         ):
-            camera.skip_to(frame)
-            car = (x_m, y_m, yaw_rad)
-            boxes = visible_boxes(car, poses, scene.actors, numbers, camera.slope)
-            yield camera.render(*car, boxes)
+            self._cameras.skip_to(frame)
+            yield self._cameras.draw((x_m, y_m, yaw_rad), poses, scene.actors, numbers)

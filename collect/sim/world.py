@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,9 @@ from avtd3.collect.maps.opendrive import flatten, read_opendrive
 from avtd3.collect.maps.raster import GAP, Raster
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import GENERATED, Scenario
-from avtd3.collect.sim.camera import Camera, CameraConfig
-from avtd3.collect.sim.scene import Scene, random_state, visible_boxes
+from avtd3.collect.sim.camera import CameraConfig
+from avtd3.collect.sim.scene import Scene, SceneCameras, random_state
+from avtd3.collect.sim.streams import StreamCamera
 from avtd3.collect.sim.traffic import LanePaths, Traffic
 from avtd3.store.errors import RoadError, WorldError, check_integers
 from avtd3.store.files import sha256
@@ -119,6 +121,9 @@ class RoadConfig(SimulatorConfig):
 
     camera: CameraConfig = dataclasses.field(default_factory=CameraConfig)
     """The front camera."""
+    streams: Mapping[str, StreamCamera] = dataclasses.field(default_factory=dict)
+    """Named streams, such as ``{rgb: {kind: rgb, height: 144, width: 256}}``, see docs/streams.md.
+    With any, the dataset has format 2 and only these streams, and `camera` is not used."""
     vehicle: VehicleParams = dataclasses.field(default_factory=VehicleParams)
     """The driven car."""
     pixel_m: float = 0.1
@@ -320,8 +325,10 @@ class RoadWorld:
         self.control_period_s = config.control_period_s
         self.notices: tuple[str, ...] = ()
         self._maps = PreparedMapCache(config.cached_networks, config.pixel_m)
-        self._camera = Camera(config.camera)
+        self._cameras = SceneCameras()
         self.image_shape = (1, config.camera.height, config.camera.width)
+        self.streams = {n: config.streams[n].image for n in sorted(config.streams)}
+        """The named streams of its frames; none if they have only an image."""
         self._vehicle = Vehicle(config.vehicle, config.control_period_s)
         self._map: PreparedMap | None = None
         self._cars: list[tuple[float, float, float]] = []
@@ -358,7 +365,7 @@ class RoadWorld:
         )
         self._weather, self._random = weather, random_state(setup.camera_rng)
         self._cars, self._others = [], []
-        self._camera.reset(prepared.raster, weather, setup.camera_rng)
+        self._cameras.reset(self._scene(prepared), prepared.raster)
         self._frame_id = 0
         self._off_line, self._lane_yaw_rad = [0, 0], float(route.yaw_rad[0])
         self._wheels = self._front_wheels()
@@ -399,10 +406,12 @@ class RoadWorld:
         contact = ground_contact(raster, vehicle.x_m, vehicle.y_m, vehicle.yaw_rad)
         if contact.lane_yaw_rad is not None:
             self._lane_yaw_rad = contact.lane_yaw_rad
+        pictures = self._draw(ego, around)
         return WorldFrame(
             frame_id=self._frame_id,
             sim_time_s=self._frame_id * self.control_period_s,
-            image=self._picture(ego, around),
+            image=next(iter(pictures.values())),
+            streams=pictures if self.streams else None,
             vehicle=vehicle.state(),
             collision="vehicle" if hits_vehicle(ego, traffic, around) else "",
             off_road=contact.off_road,
@@ -412,28 +421,30 @@ class RoadWorld:
             lead_speed_mps=speed,
         )
 
-    def _picture(self, ego: Ego, around: Nearby) -> NDArray[np.uint8]:
-        """Record what the picture shows, and draw it from what is recorded."""
-        car, traffic, camera = (ego.x_m, ego.y_m, ego.yaw_rad), self._traffic, self._camera
+    def _draw(self, ego: Ego, around: Nearby) -> dict[str, NDArray[np.uint8]]:
+        """Record what the pictures show, and draw them from what is recorded."""
+        car, traffic = (ego.x_m, ego.y_m, ego.yaw_rad), self._traffic
         self._cars.append(car)
         self._others.append(traffic.poses)
-        poses = traffic.poses.tolist()
-        boxes = visible_boxes(car, poses, traffic.shapes, around.numbers, camera.slope)
-        return camera.render(*car, boxes)
+        return self._cameras.draw(car, traffic.poses, traffic.shapes, around.numbers)
 
-    def world_record(self) -> WorldRecord:
-        """Return the state in each observation of the episode so far."""
-        prepared = self._current()
-        scene = Scene(
+    def _scene(self, prepared: PreparedMap) -> Scene:
+        """Return what the cameras need besides the states."""
+        return Scene(
             map=prepared.digest,
             pixel_m=self.config.pixel_m,
             camera=self.config.camera,
             weather=self._weather,
             random=self._random,
             actors=self._traffic.shapes,
+            streams={name: self.config.streams[name] for name in self.streams},
         )
+
+    def world_record(self) -> WorldRecord:
+        """Return the state in each observation of the episode so far."""
+        prepared = self._current()
         return WorldRecord(
-            setup=scene.setup(),
+            setup=self._scene(prepared).setup(),
             ego=np.array(self._cars),
             # np.stack takes ten times as long.
             actors=np.concatenate(self._others).reshape(len(self._others), self._traffic.count, 3),

@@ -45,6 +45,10 @@ def export(
         ),
     ],
     filter_: opt.FilterOption = None,
+    stream: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Export only this stream. Repeatable. Default: all."),
+    ] = None,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Export episodes for other tools.
@@ -59,6 +63,7 @@ def export(
             out,
             to.value,
             filters=filter_ or (),
+            streams=stream or (),
             should_stop=should_stop,
             on_progress=show,
         )

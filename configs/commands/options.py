@@ -411,18 +411,39 @@ def parse_weights(texts: Sequence[str]) -> "tuple[dict[str, float], tuple[Factor
     return weights, tuple(factors)
 
 
-def parse_settings(texts: Sequence[str]) -> dict[str, int | float]:
-    """Parse numbers from ``name=144,other=0.5``; later ones replace earlier ones."""
-    settings: dict[str, int | float] = {}
-    for part in (part for text in texts for part in text.split(",")):
-        name, _, value = part.partition("=")
-        try:
-            settings[name.strip()] = int(value) if value.strip().isdecimal() else float(value)
-        except ValueError as error:
-            raise ConfigError(
-                f"setting {abbreviate(part)}, expected NAME=NUMBER, such as width=144"
-            ) from error
-    return settings
+def parse_cameras(
+    texts: Sequence[str],
+) -> tuple[dict[str, int | float | str], dict[str, dict[str, int | float | str]]]:
+    """Parse cameras; later values replace earlier ones.
+
+    Returns:
+        Settings of the only camera from ``width=144,height=96``, and settings by name of a stream
+        from ``rgb=kind=rgb,width=144``; a name alone, ``gray=``, has no settings.
+    """
+    settings: dict[str, int | float | str] = {}
+    streams: dict[str, dict[str, int | float | str]] = {}
+    for text in texts:
+        name, _, rest = text.partition("=")
+        is_stream = "=" in text and (not rest.strip() or "=" in rest.split(",")[0])
+        into = streams.setdefault(name.strip(), {}) if is_stream else settings
+        given = rest if is_stream else text
+        into.update(_parse_setting(part) for part in given.split(",") if given.strip())
+    return settings, streams
+
+
+def _parse_setting(part: str) -> tuple[str, int | float | str]:
+    name, sign, value = (piece.strip() for piece in part.partition("="))
+    if not (name and sign and value):
+        raise ConfigError(
+            f"setting {abbreviate(part)}, expected NAME=NUMBER, such as width=144, or a stream "
+            "with such settings, such as rgb=kind=rgb,width=144"
+        )
+    if value.isdecimal():
+        return name, int(value)
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
 
 
 def _parse_weight(name: str, value: object) -> float:

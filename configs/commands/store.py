@@ -14,7 +14,7 @@ from avtd3.configs.commands import options as opt
 from avtd3.store.errors import ConfigError
 
 app = typer.Typer(
-    help="Maintain a dataset: prune, compact, relabel, render, pin.",
+    help="Maintain a dataset: prune, compact, relabel, render, upgrade, pin.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -156,8 +156,9 @@ def render(
     camera: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=NUMBER,...",
-            help="New values of camera settings, such as width=144,field_of_view_deg=60.",
+            metavar="[NAME=]SETTING=VALUE,...",
+            help="New values of camera settings, such as width=144,field_of_view_deg=60; or a "
+            "named stream, such as rgb=kind=rgb,height=144,width=256 (repeat it for several).",
         ),
     ] = None,
     weather: Annotated[
@@ -177,11 +178,14 @@ def render(
 
     Pictures are drawn from the states of the world, which collections on the built-in simulator
     store. Without changes, they equal the stored ones. Actions, rewards and ends stay the same.
+    Named streams make a dataset of format 2: gray, colour (kind=rgb), semantic masks
+    (kind=semantic) and the view from above (kind=bev); NAME= alone is the recorded camera.
     """
     from avtd3.collect.rerender import check_pictures, rerender
     from avtd3.collect.sim.scene import SceneChanges
 
-    changes = SceneChanges(camera=opt.parse_settings(camera or []), weather=weather)
+    settings, streams = opt.parse_cameras(camera or [])
+    changes = SceneChanges(camera=settings, weather=weather, streams=streams)
     if check == (new is not None) or (check and changes != SceneChanges()):
         raise ConfigError("give either NEW and what to change, or --check alone")
     with console.interruptible() as should_stop, console.progress() as show:
@@ -195,6 +199,33 @@ def render(
             )
     opt.answer(report.document(), as_json, report.summary())
     _exit(report.unreadable, report.stopped or report.problems or report.differing)
+
+
+@app.command()
+def upgrade(
+    dataset: DatasetArgument,
+    new: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NEW", help="Dataset to create; to continue, run the same command again."
+        ),
+    ],
+    stream: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the stream that the image becomes.")
+    ] = "front",
+    as_json: opt.JsonOption = False,
+) -> None:
+    """Create a dataset of format 2 with the same episodes; its image is a named stream.
+
+    Nothing is lost: files are hard-linked where the file system allows it, and each segment is
+    compared with the old one before it is published.
+    """
+    from avtd3.store.maintenance.derive import upgrade as run
+
+    with console.interruptible() as should_stop, console.progress() as show:
+        report = run(dataset, new, stream=stream, should_stop=should_stop, on_progress=show)
+    opt.answer(report.document(), as_json, report.summary())
+    _exit(report.unreadable, report.stopped or report.problems)
 
 
 @app.command()

@@ -32,7 +32,13 @@ from avtd3.learn.config import LearnConfig
 from avtd3.learn.evaluation import discounted_returns
 from avtd3.learn.guards.alerts import ALERTS_FILE, NOTE, Alert, read_alerts
 from avtd3.learn.guards.config import LEVELS
-from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
+from avtd3.learn.networks import (
+    ObservationBatch,
+    evaluating,
+    join_pixels,
+    split_pixels,
+    to_pixels,
+)
 from avtd3.learn.report import LearnReport
 from avtd3.learn.run_settings import read_settings, stored_config
 from avtd3.learn.saliency import ActionGradients, heat_maps
@@ -48,6 +54,7 @@ from avtd3.store.render.plots import Line, Moment, curves
 from avtd3.store.render.text import duration, integer, number, percent, plural, shorten
 from avtd3.store.replay.tracker import SegmentTracker
 from avtd3.store.settings import differences
+from avtd3.store.spec import EpisodeSpec
 
 PAGE = "run.html"
 LEAD = (
@@ -290,12 +297,14 @@ class Drive:
     plots: tuple[tuple[str, Markup], ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Look:
     """An observation, and the gradient of each action over its newest frame."""
 
     name: str
     images: tuple[str, ...]
+    size: tuple[int, int]
+    """Width and height of the images, in pixels."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,10 +323,8 @@ class Examples:
     actions: tuple[str, ...] = ()
     """Names of the actions that are drawn."""
     looks: tuple[Look, ...] = ()
-    size: tuple[int, int] = (0, 0)
-    """Width and height of the images of the looks, in pixels."""
     frames: Sequence[tuple[str, float]] = ()
-    """Share of each frame of the stack in the gradients."""
+    """Share of each frame of the stack in the gradients, in all streams together."""
     components: Sequence[tuple[str, float]] = ()
     """Share of the most important components of the vector in the gradients."""
 
@@ -333,13 +340,14 @@ def find_examples(
     if not saved:
         return Examples()
     opened = [Dataset.open(path) for path in datasets]
+    spec = config.replay.view(opened[0].spec)
     episodes, is_held_out = choose_episodes(opened, config)
-    state = create_state(opened[0].spec, config.network, config.td3, torch.device("cpu"), 0)
+    state = create_state(spec, config.network, config.td3, torch.device("cpu"), 0)
     metadata = load_checkpoint(saved[-1], state, torch.Generator())
     ranked = sorted(episodes, key=lambda episode: episode.episode_return)
     best = ranked[::-1][: min(EACH, len(ranked) - len(ranked) // 2)]
     worst = ranked[: min(EACH, len(ranked) // 2)]
-    ask = functools.partial(_ask, state, config, action_limit)
+    ask = functools.partial(_ask, state, spec, config, action_limit)
     asked = [*ask(best, "best"), *ask(worst, "worst")]
     found = Examples(
         updates=metadata.updates,
@@ -349,7 +357,7 @@ def find_examples(
         drives=tuple(one.drive() for one in asked),
         actions=opened[0].spec.action_names[:MAX_ACTIONS],
     )
-    looks = _saliency(state, asked, config.replay.stack_stride) if asked else {}
+    looks = _saliency(state, spec, asked, config.replay.stack_stride) if asked else {}
     return dataclasses.replace(found, **looks)
 
 
@@ -425,7 +433,12 @@ class _Asked:
 
 
 def _ask(
-    state: TD3State, config: LearnConfig, limit: float, episodes: Sequence[Episode], word: str
+    state: TD3State,
+    spec: EpisodeSpec,
+    config: LearnConfig,
+    limit: float,
+    episodes: Sequence[Episode],
+    word: str,
 ) -> Iterator[_Asked]:
     """Yield the answers of the networks for each episode that can be read."""
     for rank, episode in enumerate(episodes):
@@ -433,7 +446,7 @@ def _ask(
         steps = np.linspace(0, episode.length - 1, count).round().astype(np.int64)
         try:
             stride, actions = config.replay.stack_stride, episode.load().actions[steps]
-            observation = _observe(episode, steps, stride)
+            observation = _observe(episode, spec, steps, stride)
         except SEGMENT_ERRORS:
             continue
         with torch.no_grad(), evaluating(state.actor, state.critic):
@@ -456,51 +469,57 @@ def _ask(
         )
 
 
-def _observe(episode: Episode, steps: NDArray[np.int64], stride: int) -> ObservationBatch:
-    pixels = vector = None
-    if episode.spec.image is not None:
-        stacks = [episode.observations(None, t, t + 1, stride) for t in steps.tolist()]
-        pixels = to_pixels(torch.from_numpy(np.concatenate(stacks)), torch.float32)
-    if episode.spec.vector_names:
-        vector = torch.from_numpy(episode.vectors[steps])
-    return ObservationBatch(pixels=pixels, vector=vector)
+def _observe(
+    episode: Episode, spec: EpisodeSpec, steps: NDArray[np.int64], stride: int
+) -> ObservationBatch:
+    streams = []
+    for name in spec.images:
+        read = functools.partial(episode.observations, None, stride=stride, stream=name)
+        stacks = np.concatenate([read(start=t, stop=t + 1) for t in steps.tolist()])
+        streams.append(to_pixels(torch.from_numpy(stacks), torch.float32))
+    vector = torch.from_numpy(episode.vectors[steps]) if spec.vector_names else None
+    return ObservationBatch(pixels=join_pixels(streams), vector=vector)
 
 
-def _saliency(state: TD3State, asked: Sequence[_Asked], stride: int) -> dict[str, Any]:
+def _saliency(
+    state: TD3State, spec: EpisodeSpec, asked: Sequence[_Asked], stride: int
+) -> dict[str, Any]:
     """Return the fields of `Examples` about the gradients at every fourth step."""
-    spec = asked[0].episode.spec
     steps = [(one, n) for one in asked for n in range(0, len(one.steps), 4)]
-    few = ObservationBatch(
-        **{
-            name: torch.cat([getattr(one.observation, name)[::4] for one in asked])
-            if getattr(asked[0].observation, name) is not None
-            else None
-            for name in ("pixels", "vector")
-        }
-    )
-    gradients = ActionGradients.of(state.actor, few, spec.image)
+    pixels = zip(*(split_pixels(one.observation.pixels) for one in asked), strict=True)
+    streams = [torch.cat([part[::4] for part in parts]) for parts in pixels]
+    vectors = [one.observation.vector for one in asked]
+    rows = [vector[::4] for vector in vectors if vector is not None]
+    few = ObservationBatch(pixels=join_pixels(streams), vector=torch.cat(rows) if rows else None)
+    gradients = ActionGradients.of(state.actor, few, spec.images.values())
     found: dict[str, Any] = {}
     if gradients.vector is not None and few.vector is not None:
         spread = few.vector.std(dim=0, correction=0).nan_to_num(0.0).numpy()
         sizes = gradients.vector.mean(axis=(0, 1)) * spread
         shares = _shares(spec.vector_names, sizes)
         found["components"] = sorted(shares, key=lambda pair: -pair[1])[:MAX_COMPONENTS]
-    if gradients.pixels is None or spec.image is None:
+    if not spec.images:
         return found
-    count = spec.image.stack
-    ages = [stride * (count - 1 - n) for n in range(count)]
-    names = [f"{plural(age, 'frame')} earlier" if age else "newest" for age in ages]
-    found["frames"] = _shares(names, gradients.pixels.mean(axis=(0, 1, 3, 4)))[::-1]
-    maps = heat_maps(gradients.pixels)[:, :MAX_ACTIONS]
+    names: list[str] = []
+    sizes: list[float] = []
+    for (stream, image), parts in zip(spec.images.items(), gradients.pixels, strict=True):
+        prefix = f"{stream}, " if spec.streams else ""
+        ages = [image.stride * stride * (image.stack - 1 - n) for n in range(image.stack)]
+        ago = [f"{plural(age, 'frame')} earlier" if age else "newest" for age in ages]
+        names += [prefix + name for name in ago[::-1]]
+        sizes += parts.sum(axis=(3, 4)).mean(axis=(0, 1)).tolist()[::-1]
+    found["frames"] = _shares(names, np.array(sizes, np.float32))
+    maps = [heat_maps(parts)[:, :MAX_ACTIONS] for parts in gradients.pixels]
     places = np.linspace(0, len(steps) - 1, min(len(steps), LOOKS) + 2).round().astype(np.int64)
     looks = []
     for place in dict.fromkeys(places[1:-1].tolist()):
         one, n = steps[place]
-        frame = frame_of(one.episode, int(one.steps[n]))
-        drawn = [frame, *(heat_frame(frame, heat) for heat in maps[place])]
-        images, found["size"] = filmstrip(drawn, FRAME_PX)
         at_s = one.steps[n] * spec.control_period_s
-        looks.append(Look(name=f"{one.why}, after {at_s:.1f} s", images=images))
+        for stream, heats in zip(spec.images, maps, strict=True):
+            frame = frame_of(one.episode, int(one.steps[n]), stream)
+            drawn = [frame, *(heat_frame(frame, heat) for heat in heats[place])]
+            name = f"{one.why}, after {at_s:.1f} s" + (f": {stream}" if spec.streams else "")
+            looks.append(Look(name, *filmstrip(drawn, FRAME_PX)))
     return found | {"looks": tuple(looks)}
 
 

@@ -86,6 +86,7 @@ class CheckLimits:
 Faults = Iterator[tuple[int | None, str]]
 """Number of the episode, or None, and what was found and expected."""
 SegmentCheck = Callable[[SegmentData, CheckLimits], Faults]
+FrameCheck = Callable[[FrameFeatures, SegmentData, CheckLimits], Faults]
 """A check: yields the faults of one kind in a segment; its name is that of the kind."""
 _Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Episode of each row, and first row of each episode."""
@@ -375,26 +376,22 @@ def policy_conflict(data: SegmentData, _limits: CheckLimits) -> Faults:
             yield episode, f"{text}, expected {known[version][:16]} as before"
 
 
-def black_frames(data: SegmentData, limits: CheckLimits) -> Faults:
+def black_frames(frames: FrameFeatures, data: SegmentData, limits: CheckLimits) -> Faults:
     """Find black frames."""
-    if data.frames is not None:
-        text = f"mean grey below {limits.black_level:g} of 255"
-        yield from _bad_frames(text, data, _is_black(data.frames, limits))
+    text = f"mean grey below {limits.black_level:g} of 255"
+    yield from _bad_frames(text, data, _is_black(frames, limits))
 
 
-def uniform_frames(data: SegmentData, limits: CheckLimits) -> Faults:
+def uniform_frames(frames: FrameFeatures, data: SegmentData, limits: CheckLimits) -> Faults:
     """Find frames of a single grey level that are not black."""
-    if data.frames is not None:
-        uniform = (data.frames.spread <= UNIFORM_SPREAD) & ~_is_black(data.frames, limits)
-        text = f"all pixels within {UNIFORM_SPREAD} grey of each other"
-        yield from _bad_frames(text, data, uniform)
+    uniform = (frames.spread <= UNIFORM_SPREAD) & ~_is_black(frames, limits)
+    text = f"all pixels within {UNIFORM_SPREAD} grey of each other"
+    yield from _bad_frames(text, data, uniform)
 
 
-def frozen_frames(data: SegmentData, limits: CheckLimits) -> Faults:
+def frozen_frames(frames: FrameFeatures, data: SegmentData, limits: CheckLimits) -> Faults:
     """Find stretches of equal frames while the car moves, or at all if its speed is unknown."""
-    if data.frames is None:
-        return
-    still = data.frames.repeated & ~_is_black(data.frames, limits)
+    still = frames.repeated & ~_is_black(frames, limits)
     still[data.observation_start] = False
     speed = data.speed_mps
     if speed is not None:
@@ -403,14 +400,14 @@ def frozen_frames(data: SegmentData, limits: CheckLimits) -> Faults:
     yield from _long_repeats(text, still, _observation_places(data), limits.frozen_frames)
 
 
-def frame_stutter(data: SegmentData, limits: CheckLimits) -> Faults:
+def frame_stutter(frames: FrameFeatures, data: SegmentData, limits: CheckLimits) -> Faults:
     """Find episodes in which many frames repeat the previous one while the car moves."""
     speed = data.speed_mps
-    if data.frames is None or speed is None:
+    if speed is None:
         return
-    moving = (np.abs(speed) > FAST_MPS) & ~_is_black(data.frames, limits)
+    moving = (np.abs(speed) > FAST_MPS) & ~_is_black(frames, limits)
     moving[data.observation_start] = False
-    repeated = moving & data.frames.repeated
+    repeated = moving & frames.repeated
     for episode, row, seen, count in _bad_observations(repeated, data):
         start = row - seen
         among = int(moving[start : start + 1 + int(data.episodes.length[episode])].sum())
@@ -420,27 +417,23 @@ def frame_stutter(data: SegmentData, limits: CheckLimits) -> Faults:
             yield episode, text
 
 
-def frame_stale(data: SegmentData, limits: CheckLimits) -> Faults:
+def frame_stale(frames: FrameFeatures, data: SegmentData, limits: CheckLimits) -> Faults:
     """Find episodes that begin with the last frame of the previous episode."""
-    if data.frames is None:
-        return
-    stale = data.frames.repeated & _shows_something(data.frames, limits)
+    stale = frames.repeated & _shows_something(frames, limits)
     for episode in np.flatnonzero(stale[data.observation_start]).tolist():
         yield episode, "its first frame is the last of the episode before, expected a new frame"
 
 
-def frame_flash(data: SegmentData, limits: CheckLimits) -> Faults:
+def frame_flash(frames: FrameFeatures, data: SegmentData, limits: CheckLimits) -> Faults:
     """Find single frames that differ strongly from two neighbours that are alike."""
-    if data.frames is None:
-        return
-    mean, flash = data.frames.mean, np.zeros(len(data.frames.mean), np.bool_)
+    mean, flash = frames.mean, np.zeros(len(frames.mean), np.bool_)
     before, here, after = mean[:-2], mean[1:-1], mean[2:]
     apart = np.minimum(np.abs(here - before), np.abs(here - after))
     flash[1:-1] = (apart > limits.flash_level) & (np.abs(after - before) < apart / 3.0)
     # The first and last frame of an episode have only one neighbour.
     flash[data.observation_start] = False
     flash[data.observation_start + data.episodes.length] = False
-    flash &= _shows_something(data.frames, limits)
+    flash &= _shows_something(frames, limits)
     text = f"more than {limits.flash_level:g} greys off both neighbours"
     yield from _bad_frames(text, data, flash)
 
@@ -469,6 +462,10 @@ SEGMENT_CHECKS: tuple[SegmentCheck, ...] = (
     reward_missing,
     policy_conflict,
     collision_streak,
+)
+"""All checks of numbers in a segment, except `episode_bounds`, which must find nothing first."""
+
+FRAME_CHECKS: tuple[FrameCheck, ...] = (
     black_frames,
     uniform_frames,
     frozen_frames,
@@ -476,15 +473,31 @@ SEGMENT_CHECKS: tuple[SegmentCheck, ...] = (
     frame_stale,
     frame_flash,
 )
-"""All checks of the values in a segment, except `episode_bounds`, which must find nothing first."""
+"""All checks of the frames of a stream."""
+_PICTURE_PLANES = (1, 3)
 
 
 def check_values(data: SegmentData, limits: CheckLimits) -> Iterator[Fault]:
-    """Yield the faults that the checks in `SEGMENT_CHECKS` find in a segment."""
+    """Yield the faults that `SEGMENT_CHECKS` and `FRAME_CHECKS` find in a segment.
+
+    Of named streams, only gray and colour pictures are checked: planes of masks may be empty, or
+    equal for a long time.
+    """
     for check in SEGMENT_CHECKS:
-        name = check.__name__.replace("_", "-")
         for episode, message in check(data, limits):
-            yield Fault(check=name, episode=episode, message=message)
+            yield Fault(check=_name_of(check), episode=episode, message=message)
+    for stream, features in data.streams.items():
+        is_named = bool(data.spec.streams)
+        if is_named and data.spec.streams[stream].channels not in _PICTURE_PLANES:
+            continue
+        for look in FRAME_CHECKS:
+            for episode, message in look(features, data, limits):
+                where = f"stream {stream}: {message}" if is_named else message
+                yield Fault(check=_name_of(look), episode=episode, message=where)
+
+
+def _name_of(check: SegmentCheck | FrameCheck) -> str:
+    return check.__name__.replace("_", "-")
 
 
 def _first_rows(bad: NDArray[np.bool_], places: _Places) -> _BadRows:

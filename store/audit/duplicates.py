@@ -37,12 +37,13 @@ def step_digests(data: SegmentData) -> NDArray[np.uint64]:
 def perceptual_hashes(data: SegmentData) -> NDArray[np.uint64]:
     """Return a difference hash over time of each episode, uint64 (E,); 0 means no hash.
 
-    Each bit states whether the brightness (without a camera, the sum of the vector) rises from one
+    Each bit states whether the brightness of the first stream (without one, the sum of the
+    vector) rises from one
     of 65 evenly spaced moments to the next.
     """
     found = np.zeros(len(data.episodes.length), np.uint64)
-    if data.frames is not None:
-        course = data.frames.mean.astype(np.float64)
+    if data.streams:
+        course = next(iter(data.streams.values())).mean.astype(np.float64)
     elif data.vector is not None:
         course = np.asarray(data.vector.sum(axis=1, dtype=np.float64))
     else:

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -48,8 +49,8 @@ class SegmentData:
 
     spec: EpisodeSpec
     vector: NDArray[np.float32] | None
-    frames: FrameFeatures | None
-    """None if the spec has no image."""
+    streams: Mapping[str, FrameFeatures]
+    """Those of the frames of each stream, see `EpisodeSpec.images`."""
     frame_id: NDArray[np.int64]
     sim_time: NDArray[np.float64]
     action: NDArray[np.float32]
@@ -66,9 +67,11 @@ class SegmentData:
     @classmethod
     def read(cls, segment: Segment) -> Self:
         """Read all arrays of a segment."""
-        spec, features = segment.spec, None
-        if spec.image is not None:
-            features = scan_frames(segment.read_frames, segment.observations, spec.image)
+        spec = segment.spec
+        streams = {}
+        for name, image in spec.images.items():
+            read = functools.partial(segment.read_frames, stream=name)
+            streams[name] = scan_frames(read, segment.observations, image)
         names = ("frame_id", "sim_time", "action", "reward", "terminated", "truncated")
         arrays: dict[str, Any] = {name: segment.read(name) for name in names}
         with contextlib.suppress(SegmentCorruptError):  # which is a finding of its own
@@ -78,7 +81,7 @@ class SegmentData:
                 arrays[name] = columns[name][1] if name in columns else None
         return cls(
             spec=spec,
-            frames=features,
+            streams=streams,
             vector=segment.read("vector") if spec.vector_size else None,
             reward_terms=segment.read("reward_terms") if spec.reward_terms else None,
             episodes=segment.episode_table(),
@@ -116,7 +119,7 @@ class SegmentData:
         return dataclasses.replace(
             self,
             vector=None if self.vector is None else self.vector[seen],
-            frames=None if self.frames is None else self.frames.of_rows(seen),
+            streams={name: found.of_rows(seen) for name, found in self.streams.items()},
             frame_id=self.frame_id[seen],
             sim_time=self.sim_time[seen],
             action=self.action[steps],

@@ -11,13 +11,13 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.segment_data import SegmentData
+from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import DatasetError
@@ -349,6 +349,12 @@ def _merge_by_name(
     return {**one, **other, **both}
 
 
+def _grey_names(data: SegmentData) -> Iterator[tuple[str, FrameFeatures]]:
+    """Yield the features of each stream, with the name of its mean."""
+    for name, features in data.streams.items():
+        yield f"mean grey of {name}" if data.spec.streams else "mean grey", features
+
+
 def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
     """Summarise the data of a segment, or of some of its episodes."""
     table, spec, terms = data.episodes, data.spec, data.reward_terms
@@ -367,9 +373,11 @@ def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
         name: float(np.abs(column[np.isfinite(column)]).sum())
         for name, column in zip(spec.reward_terms, columns, strict=terms is not None)
     }
-    if data.frames is not None:
-        grey = Distribution.of(data.frames.mean, f"{segment_id}/mean grey")
-        components["frames"] = {"mean grey": grey}
+    if data.streams:
+        components["frames"] = {
+            name: Distribution.of(features.mean, f"{segment_id}/{name}")
+            for name, features in _grey_names(data)
+        }
     return Summary(
         segments_read=1,
         returns=Distribution.of(table.episode_return, f"{segment_id}/return"),

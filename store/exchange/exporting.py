@@ -99,6 +99,7 @@ def export_episodes(
     layout: str,
     *,
     filters: Sequence[str] = (),
+    streams: Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[ExchangeProgress], None] = lambda _: None,
 ) -> ExportReport:
@@ -109,6 +110,7 @@ def export_episodes(
         out: Path of the export, which must not exist.
         layout: One of `LAYOUTS`.
         filters: Texts such as ``end=goal``; see docs/sampling.md.
+        streams: Names of the streams to export; empty for all.
         should_stop: Called before each episode; True ends the run.
         on_progress: Called after each episode.
 
@@ -127,7 +129,7 @@ def export_episodes(
     if layout not in LAYOUTS:
         raise ConfigError(f"--to is {layout!r}, expected one of: {', '.join(LAYOUTS)}")
     parse_filter(filters)
-    made = LAYOUTS[layout](dataset.spec)
+    made = LAYOUTS[layout](dataset.spec.select(streams))
     if exists(out):
         raise ConfigError(f"{out} exists; choose another path, or remove it first")
     partial = out.with_name(f"{out.name}.partial")
@@ -175,6 +177,8 @@ class _Export:
             "dataset": str(self._dataset.path.resolve()),
             "filters": list(self._filters),
         }
+        if self._layout.spec != self._dataset.spec:
+            settings["streams"] = list(self._layout.spec.images)
         path = self._partial / _PLAN
         try:
             plan = read_json(path, 1 << 30)
@@ -224,7 +228,7 @@ class _Export:
         return False
 
     def _write(self, path: Path, number: int, episode: Episode) -> None:
-        record, aside = record_of(episode), aside_of(path)
+        record, aside = record_of(episode, self._layout.spec), aside_of(path)
         try:
             self._layout.write_part(aside, number, record, facts_of(episode, record))
             aside.rename(path)
@@ -247,8 +251,8 @@ class _Export:
         return {
             "avtd3": importlib.metadata.version("avtd3"),
             "dataset": str(self._dataset.path),
-            "spec": self._dataset.spec.to_json(),
-            "spec_digest": self._dataset.spec_digest,
+            "spec": self._layout.spec.to_json(),
+            "spec_digest": self._layout.spec.digest,
             "filters": list(self._filters),
             "episodes": len(self._parts),
             "steps": self._steps,

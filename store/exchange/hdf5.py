@@ -36,6 +36,7 @@ from avtd3.store.exchange.record import (
     check_ratio,
     check_size,
     choose_observations,
+    image_key,
     parse_facts,
     to_float32,
     to_vectors,
@@ -145,8 +146,8 @@ class RobomimicLayout(Layout):
 
 
 def _keys(record: EpisodeRecord) -> dict[str, NDArray[Any]]:
-    image = {} if record.frames is None else {"image": rows_last(record.frames)}
-    return image | ({} if record.vectors is None else {"vector": record.vectors})
+    images = {key: rows_last(frames) for key, frames in record.images.items()}
+    return images | ({} if record.vectors is None else {"vector": record.vectors})
 
 
 class Hdf5File:
@@ -299,8 +300,9 @@ class Hdf5Source(Source):
     def _read(self, number: int) -> EpisodeRecord | None:
         episodes = self._episodes
         arrays = {key: (node.shape, node.dtype) for key, node in episodes.keys(number).items()}
-        image, vectors = choose_observations(arrays, self.config)
-        chosen = [*([image] if image else []), *vectors]
+        streams = {name: image_key(name) for name in self.stated_streams()}
+        image, vectors = choose_observations(arrays, self.config, streams)
+        chosen = [*([image] if image else []), *streams.values(), *vectors]
         observed = {key: episodes.values(number, f"obs/{key}") for key in chosen}
         actions = self.actions(number)
         rewards = to_float32(episodes.values(number, "rewards"), "rewards").reshape(-1)
@@ -326,6 +328,7 @@ class Hdf5Source(Source):
         joined, self.vector_names = join_vectors({key: observed[key] for key in vectors})
         return EpisodeRecord(
             frames=None if image is None else planes_first(observed[image], image),
+            streams={name: planes_first(observed[key], key) for name, key in streams.items()},
             vectors=joined,
             actions=actions,
             rewards=rewards,

@@ -276,6 +276,7 @@ class _Import:
 def _observation(record: EpisodeRecord, row: int) -> Observation:
     return Observation(
         image=None if record.frames is None else record.frames[row],
+        streams={name: frames[row] for name, frames in record.streams.items()} or None,
         vector=None if record.vectors is None else record.vectors[row],
         frame_id=None if record.frame_ids is None else int(record.frame_ids[row]),
         sim_time_s=None if record.sim_times_s is None else float(record.sim_times_s[row]),

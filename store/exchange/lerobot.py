@@ -22,7 +22,8 @@ from avtd3.store.spec import EpisodeSpec
 VERSION = "v3.0"
 """Version of LeRobot's layout that is written."""
 _FILES = 1_000  # in a chunk
-_IMAGE, _STATE = "observation.images.front", "observation.state"
+_IMAGES, _STATE = "observation.images.", "observation.state"
+_IMAGE = f"{_IMAGES}front"
 _MODES = {1: "L", 3: "RGB"}
 _TASK = "drive"
 _STATISTICS = "avtd3_statistics"
@@ -58,24 +59,28 @@ class LeRobotLayout(Layout):
 
     def __init__(self, spec: EpisodeSpec) -> None:
         super().__init__(spec)
-        if spec.image is not None and spec.image.channels not in _MODES:
-            raise ConfigError(
-                f"images have {spec.image.channels} planes, expected 1 or 3 for the LeRobot layout"
-            )
+        for name, image in spec.images.items():
+            if image.channels not in _MODES:
+                raise ConfigError(
+                    f"images have {image.channels} planes, expected 1 or 3 for the LeRobot layout; "
+                    f"export other streams than {name} (--stream)"
+                )
         self._arrow, self._parquet = _import_pyarrow()
 
     def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
         """Write an episode into a new file; its rows are numbered when the whole is made."""
         columns, numbers = {}, self._numbers(record)
+        images = {f"{_IMAGES}{name}": frames for name, frames in record.streams.items()}
         if record.frames is not None:
-            pictures = [{"bytes": _png(frame), "path": None} for frame in record.frames[:-1]]
-            columns[_IMAGE] = self._arrow.array(pictures, self._types()[_IMAGE])
+            images[_IMAGE] = record.frames
+        for name, frames in images.items():
+            pictures = [{"bytes": _png(frame), "path": None} for frame in frames[:-1]]
+            columns[name] = self._arrow.array(pictures, self._types()[name])
         for name, values in numbers.items():
             columns[name] = self._column(values, self._types()[name])
         schema = self._arrow.schema([(name, column.type) for name, column in columns.items()])
         statistics = {name: _moments(values) for name, values in numbers.items()}
-        if record.frames is not None:
-            statistics[_IMAGE] = _image_moments(record.frames[:-1])
+        statistics |= {name: _image_moments(frames[:-1]) for name, frames in images.items()}
         metadata = {FACTS: facts, _STATISTICS: json.dumps(statistics).encode()}
         table = self._arrow.table(columns, schema=schema.with_metadata(metadata))
         sink = io.BytesIO()
@@ -109,10 +114,11 @@ class LeRobotLayout(Layout):
         """Return the features as ``meta/info.json`` lists them."""
         spec = self.spec
         found: dict[str, dict[str, Any]] = {}
-        if spec.image is not None:
-            shape = [spec.image.height, spec.image.width, spec.image.channels]
+        for stream, image in spec.images.items():
+            shape = [image.height, image.width, image.channels]
             names = ["height", "width", "channels"]
-            found[_IMAGE] = {"dtype": "image", "shape": shape, "names": names}
+            key = f"{_IMAGES}{stream}" if spec.streams else _IMAGE
+            found[key] = {"dtype": "image", "shape": shape, "names": names}
         vectors = {_STATE: spec.vector_names, "action": spec.action_names}
         for name, parts in (vectors | {"reward_terms": spec.reward_terms}).items():
             if parts:
@@ -269,7 +275,7 @@ def _joined(parts: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[
         count = int(columns["count"].sum())
         mean = columns["sum"].sum(axis=0) / count
         variance = np.maximum(columns["squares"].sum(axis=0) / count - mean**2, 0.0)
-        shape = (-1, 1, 1) if name == _IMAGE else (-1,)
+        shape = (-1, 1, 1) if name.startswith(_IMAGES) else (-1,)
         values = {
             "min": columns["min"].min(axis=0),
             "max": columns["max"].max(axis=0),

@@ -40,6 +40,7 @@ from avtd3.store.exchange.record import (
     Source,
     check_size,
     choose_observations,
+    image_key,
     parse_facts,
     to_float32,
     to_vectors,
@@ -82,13 +83,14 @@ class MinariLayout(Layout):
         with writing(path) as file:
             group = file.create_group(f"episode_{number}")
             group.attrs.update(id=number, total_steps=record.length, seed=record.info.seed)
-            if record.frames is not None and record.vectors is not None:
-                put(group, "observations/image", rows_last(record.frames))
-                put(group, "observations/vector", record.vectors)
-            elif record.frames is not None:
-                put(group, "observations", rows_last(record.frames))
-            elif record.vectors is not None:
-                put(group, "observations", record.vectors)
+            parts: dict[str, NDArray[Any]] = {
+                key: rows_last(frames) for key, frames in record.images.items()
+            }
+            if record.vectors is not None:
+                parts["vector"] = record.vectors
+            is_dict = len(parts) > 1 or bool(record.streams)
+            for key, values in parts.items():
+                put(group, f"observations/{key}" if is_dict else "observations", values)
             ends = np.zeros((2, record.length), np.bool_)
             ends[:, -1] = record.terminated, record.truncated
             for name, values in (
@@ -149,13 +151,14 @@ def _box(dtype: str, low: ArrayLike, high: ArrayLike) -> dict[str, Any]:
 
 def _observation_space(spec: EpisodeSpec) -> dict[str, Any]:
     spaces = {}
-    if spec.image is not None:
-        shape = (spec.image.height, spec.image.width, spec.image.channels)
-        spaces["image"] = _box("uint8", np.zeros(shape), np.full(shape, 255))
+    for name, image in spec.images.items():
+        shape = (image.height, image.width, image.channels)
+        key = image_key(name) if spec.streams else name
+        spaces[key] = _box("uint8", np.zeros(shape), np.full(shape, 255))
     if spec.vector_size:
         bound = np.full(spec.vector_size, np.inf)
         spaces["vector"] = _box("float32", -bound, bound)
-    if len(spaces) == 1:
+    if len(spaces) == 1 and not spec.streams:
         return next(iter(spaces.values()))
     return {"type": "Dict", "subspaces": spaces}
 
@@ -209,7 +212,8 @@ class MinariSource(Source):
             else (node.shape, node.dtype)
             for key, node in arrays.items()
         }
-        image, vectors = choose_observations(kinds, self.config)
+        streams = {name: image_key(name) for name in self.stated_streams()}
+        image, vectors = choose_observations(kinds, self.config, streams)
         numbers = {k: self._observation(number, k, is_group=is_group) for k in vectors}
         actions = self.actions(number)
         ends = [bool(self._values(number, f"{n}ations")[-1:].any()) for n in ("termin", "trunc")]
@@ -225,8 +229,13 @@ class MinariSource(Source):
         infos, text = self._file.get(episode, "infos"), self._file.json(episode)
         facts: dict[str, Any] = {"truncated": ends[1] or not ends[0]}
         facts |= parse_facts(text) if text else _seed(episode.attrs.get("seed"))
+        named = {
+            name: planes_first(self._observation(number, key, is_group=is_group), key)
+            for name, key in streams.items()
+        }
         return EpisodeRecord(
             frames=frames,
+            streams=named,
             vectors=joined,
             actions=actions,
             rewards=to_float32(self._values(number, "rewards"), "rewards"),

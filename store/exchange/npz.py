@@ -33,6 +33,7 @@ from avtd3.store.exchange.record import (
     Source,
     check_ratio,
     check_size,
+    image_key,
     parse_facts,
     to_float32,
     to_vectors,
@@ -62,6 +63,7 @@ class NpzLayout(Layout):
     suffix = ".npz"
     kept = (
         "vector beside an image: array vector",
+        "named streams: arrays NAME_image, single frames",
         f"{LISTED}: arrays of these names",
         "seed, end reason, policy, attributes, events: array avtd3, JSON",
         "spec and provenance: avtd3.json",
@@ -79,6 +81,7 @@ class NpzLayout(Layout):
         arrays: dict[str, Any] = {}
         if record.frames is not None and self.spec.image is not None:
             arrays["observation"] = _stacked(record.frames, self.spec.image.stack)
+        arrays |= {image_key(name): frames for name, frames in record.streams.items()}
         if record.vectors is not None:
             arrays["vector" if arrays else "observation"] = record.vectors
         discount = np.ones((rows, 1), np.float32)
@@ -149,7 +152,11 @@ class NpzSource(Source):
     def read(self, number: int) -> EpisodeRecord:
         """Read an episode."""
         with _members(self._files[number]) as members:
-            frames, vectors = self._observations(members)
+            streams = {
+                name: _pictures(_take(members, image_key(name)), name)
+                for name in self.stated_streams()
+            }
+            frames, vectors = self._vectors(members) if streams else self._observations(members)
             actions = to_vectors(_take(members, "action"), "action")
             rewards = to_float32(_take(members, "reward"), "reward").reshape(-1)
             discount = to_float32(_take(members, "discount"), "discount").reshape(-1)
@@ -157,9 +164,8 @@ class NpzSource(Source):
                 key: members.read(name) for name, key in EXTRA.items() if name in members
             }
             facts = bytes(members.read(FACTS)) if FACTS in members else b""
-        rows = {
-            len(part) for part in (frames, vectors, actions, rewards, discount) if part is not None
-        }
+        parts = (frames, *streams.values(), vectors, actions, rewards, discount)
+        rows = {len(part) for part in parts if part is not None}
         if len(rows) != 1 or min(rows) < 2:
             raise SpecError(f"the arrays have {sorted(rows)} rows, expected one number, 2 or more")
         if not (np.isin(discount[-1], (0.0, 1.0)) and (discount[1:-1] == 1.0).all()):
@@ -168,6 +174,7 @@ class NpzSource(Source):
         fields = parse_facts(facts) if facts else {"truncated": not terminated}
         return EpisodeRecord(
             frames=frames,
+            streams=streams,
             vectors=vectors,
             actions=actions[1:],
             rewards=rewards[1:],
@@ -195,10 +202,22 @@ class NpzSource(Source):
                 f"{key} has {main.shape[1]} planes that are not a stack of {self.stack} frames, "
                 "clamped to the first; give the number of frames with --stack"
             )
-        vectors = to_vectors(_take(members, "vector"), "vector") if "vector" in members else None
-        if vectors is not None:
-            self.vector_names = tuple(f"vector_{n}" for n in range(vectors.shape[1]))
+        _, vectors = self._vectors(members)
         return main[:, -(main.shape[1] // self.stack) :], vectors
+
+    def _vectors(self, members: "_Members") -> tuple[None, NDArray[np.float32] | None]:
+        """Read the vector beside images."""
+        if "vector" not in members:
+            return None, None
+        vectors = to_vectors(_take(members, "vector"), "vector")
+        self.vector_names = tuple(f"vector_{n}" for n in range(vectors.shape[1]))
+        return None, vectors
+
+
+def _pictures(frames: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    if frames.ndim != 4 or frames.dtype != np.uint8:
+        raise SpecError(f"stream {name} is {frames.dtype} {frames.shape}, expected uint8 frames")
+    return frames
 
 
 def _stated_stack(document: Mapping[str, Any]) -> int | None:

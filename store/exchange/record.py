@@ -16,7 +16,7 @@ from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.events import Event
 from avtd3.store.files import canonical_json, parse_json
 from avtd3.store.render.text import plural
-from avtd3.store.spec import EpisodeSpec
+from avtd3.store.spec import IMAGE, EpisodeSpec
 from avtd3.store.step_labels import LABELS, StepLabels
 
 MAX_EPISODE_BYTES = 4 * 1024**3
@@ -37,7 +37,9 @@ class EpisodeRecord:
     """An episode of T steps and T + 1 observations."""
 
     frames: NDArray[np.uint8] | None
-    """uint8 (T + 1, C, H, W); None without a camera."""
+    """uint8 (T + 1, C, H, W); None without a camera, and with `streams`."""
+    streams: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    """uint8 (T + 1, C, H, W) of each named stream."""
     vectors: NDArray[np.float32] | None
     """float32 (T + 1, V); None without a vector."""
     actions: NDArray[np.float32]
@@ -72,20 +74,21 @@ class EpisodeRecord:
 
     def __post_init__(self) -> None:
         observed = self.length + 1
-        for name, rows, axes, kinds in (
-            ("frames", observed, 4, "u"),
-            ("vectors", observed, 2, "f"),
-            ("actions", self.length, 2, "f"),
-            ("rewards", self.length, 1, "f"),
-            ("reward_terms", self.length, 2, "f"),
-            ("frame_ids", observed, 1, "i"),
-            ("sim_times_s", observed, 1, "f"),
-            ("expert_action", self.length, 2, "f"),
-            ("step_driver", self.length, 1, "u"),
-            ("camera_delay", observed, 1, "f"),
-            ("action_delay", self.length, 1, "f"),
-        ):
-            values = getattr(self, name)
+        arrays: list[tuple[str, NDArray[Any] | None, int, int, str]] = [
+            ("frames", self.frames, observed, 4, "u"),
+            *((name, frames, observed, 4, "u") for name, frames in self.streams.items()),
+            ("vectors", self.vectors, observed, 2, "f"),
+            ("actions", self.actions, self.length, 2, "f"),
+            ("rewards", self.rewards, self.length, 1, "f"),
+            ("reward_terms", self.reward_terms, self.length, 2, "f"),
+            ("frame_ids", self.frame_ids, observed, 1, "i"),
+            ("sim_times_s", self.sim_times_s, observed, 1, "f"),
+            ("expert_action", self.expert_action, self.length, 2, "f"),
+            ("step_driver", self.step_driver, self.length, 1, "u"),
+            ("camera_delay", self.camera_delay, observed, 1, "f"),
+            ("action_delay", self.action_delay, self.length, 1, "f"),
+        ]
+        for name, values, rows, axes, kinds in arrays:
             if values is None:
                 continue
             if values.ndim != axes or len(values) != rows or values.dtype.kind not in kinds:
@@ -97,6 +100,12 @@ class EpisodeRecord:
     def length(self) -> int:
         """Number of steps, T."""
         return len(self.actions)
+
+    @property
+    def images(self) -> dict[str, NDArray[np.uint8]]:
+        """The frames by the names that they have as observations, see `image_key`."""
+        named = {image_key(name): frames for name, frames in self.streams.items()}
+        return named if self.frames is None else {IMAGE: self.frames}
 
     @property
     def labels(self) -> StepLabels | None:
@@ -112,11 +121,17 @@ LISTED = "reward_terms, frame_id, sim_time, labels of steps"
 """Those arrays, for people."""
 
 
-def record_of(episode: Episode) -> EpisodeRecord:
-    """Read a stored episode."""
-    spec, table, labels = episode.spec, episode.segment.episode_table(), episode.labels
+def image_key(stream: str) -> str:
+    """Return the name of a named stream among observations, as robomimic names its cameras."""
+    return f"{stream}_image"
+
+
+def record_of(episode: Episode, spec: EpisodeSpec) -> EpisodeRecord:
+    """Read a stored episode; of its streams only those of ``spec``."""
+    table, labels = episode.segment.episode_table(), episode.labels
     return EpisodeRecord(
         frames=None if spec.image is None else episode.frames,
+        streams={name: episode.streams[name] for name in spec.streams},
         vectors=episode.vectors if spec.vector_size else None,
         actions=episode.actions,
         rewards=episode.rewards,
@@ -273,6 +288,14 @@ class Source(abc.ABC):
     count: int
     """Number of episodes."""
 
+    def stated_streams(self) -> list[str]:
+        """Return the named streams that avtd3 exported, unless the user chose something else."""
+        if self.config.image or self.config.vectors:
+            return []
+        spec = self.document.get("spec")
+        streams = spec.get("streams") if isinstance(spec, dict) else None
+        return [str(name) for name in streams] if isinstance(streams, dict) else []
+
     @abc.abstractmethod
     def digest(self) -> str:
         """Return a SHA-256 over the bytes of the source, in hexadecimal."""
@@ -327,14 +350,21 @@ def to_vectors(values: NDArray[Any], name: str) -> NDArray[np.float32]:
 
 
 def choose_observations(
-    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], config: ImportConfig
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+    config: ImportConfig,
+    streams: Mapping[str, str],
 ) -> tuple[str | None, list[str]]:
     """Choose which of a source's observations become the image and the vector.
 
     Args:
         arrays: Shape, rows first, and dtype of each.
         config: What the user chose.
+        streams: Observations that are named streams, by name; with any, there is no image.
     """
+    if lacking := sorted(set(streams.values()) - arrays.keys()):
+        raise SpecError(f"there is no {lacking[0]}, which avtd3 exported; the source was changed")
+    if streams:
+        return None, [key for key in arrays if key not in streams.values()]
     pictures = {k for k, (shape, d) in arrays.items() if d == np.uint8 and len(shape) in (3, 4)}
     numbers = [k for k, (shape, d) in arrays.items() if len(shape) < 3 and d.kind in "iufb"]
     allowed = pictures | {NO_IMAGE, ""}

@@ -1,1 +1,1 @@
-"""The bytes of dataset format 1: layout, metadata, manifest, codecs and shards."""
+"""The bytes of the dataset format: layout, metadata, manifest, codecs and shards."""

@@ -1,6 +1,6 @@
 """`ArrayFiles`: read the arrays of one segment; check their metadata and decode their bytes.
 
-Format 1 names the encodings that it allows. An array in any other is refused.
+The format names the encodings that it allows. An array in any other is refused.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _PART_BYTES = 2**20
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FrameShard:
-    """A shard of frames whose index has been verified."""
+    """A shard of the frames of a stream whose index has been verified."""
 
     path: Path
     """The file."""
@@ -54,7 +54,7 @@ class ArrayFiles:
         self._path = path
         self._manifest = manifest
         self._documents: dict[str, dict[str, Any]] = {}
-        self._shard: FrameShard | None = None
+        self._shards: dict[str, FrameShard] = {}
 
     def document(self, layout: ArrayLayout) -> dict[str, Any]:
         """Return the array's ``zarr.json``, compared with the manifest and the layout."""
@@ -156,14 +156,15 @@ class ArrayFiles:
     def _check_checksums(self, layout: ArrayLayout, checksums: bytes) -> None:
         """Raise if these checksums of all chunks are those of another segment."""
         shard_sha256 = self._manifest.files[layout.chunk_path].sha256
-        if not has_checksums(self._manifest.provenance, shard_sha256, checksums):
+        provenance = self._manifest.provenance
+        if not has_checksums(provenance, layout.name, shard_sha256, checksums):
             raise corrupt(self._path, f"{layout.chunk_path} is another segment's")
 
     def frame_shard(self, layout: ArrayLayout) -> FrameShard:
         """Return the shard that contains the frames; its index has been checked."""
-        if self._shard is None:
-            self._shard = self._open_shard(layout)
-        return self._shard
+        if layout.name not in self._shards:
+            self._shards[layout.name] = self._open_shard(layout)
+        return self._shards[layout.name]
 
     def verify_file(self, name: str) -> None:
         """Hash one file and compare it with the manifest."""

@@ -1,6 +1,6 @@
 """The arrays of a segment: names, shapes, dtypes, files.
 
-This is the only place that names the arrays of format 1; the writer and the reader use it.
+This is the only place that names the arrays of the format; the writer and the reader use it.
 """
 
 import dataclasses
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from avtd3.store.spec import EpisodeSpec
 
-FORMAT_VERSION = 1
-"""Version of the dataset format that this code writes; it reads this and all earlier ones."""
+FORMAT_VERSION = 2
+"""Newest version of the dataset format; this code reads and writes it and all earlier ones. The
+spec says which one a dataset has, see `EpisodeSpec.format_version`."""
 SEGMENTS, STAGING, QUARANTINE, MAPS = "segments", ".staging", "quarantine", "maps"
 """Directories of a dataset."""
 GROUP_FILE = "zarr.json"
@@ -21,7 +22,7 @@ MANIFEST_FILE = "MANIFEST.json"
 MAX_STEPS = 1_000_000
 """Most steps that a segment may have."""
 FRAMES = "frames"
-"""Name of the one array that is compressed."""
+"""Name of the array with the frames of a spec's image, and beginning of those of its streams."""
 _FRAME_DIMENSIONS = ("channel", "row", "column")
 
 EPISODE_NUMBERS: Mapping[str, str] = {
@@ -62,6 +63,8 @@ class ArrayLayout:
     """Name of each axis."""
     is_packed: bool = False
     """Whether the chunk is compressed, see `avtd3.store.format.codec.pack`."""
+    is_sharded: bool = False
+    """Whether the array is a shard of compressed chunks: the frames."""
 
     @property
     def chunk_path(self) -> str:
@@ -89,6 +92,12 @@ def column_layout(name: str, column: Column, dimension: str) -> ArrayLayout:
     return ArrayLayout(name=name, shape=(len(column),), dtype=dtype, dimensions=(dimension,))
 
 
+def frames_array(spec: EpisodeSpec, stream: str | None = None) -> str:
+    """Return the name of the array with the frames of a stream, or of the only one."""
+    name = spec.stream_name(stream)
+    return FRAMES if spec.image is not None else f"{FRAMES}_{name}"
+
+
 def segment_arrays(
     spec: EpisodeSpec, *, episodes: int, steps: int, observations: int
 ) -> dict[str, ArrayLayout]:
@@ -98,9 +107,15 @@ def segment_arrays(
     def add(name: str, dtype: str, shape: tuple[int, ...], *dimensions: str) -> None:
         found[name] = ArrayLayout(name=name, shape=shape, dtype=dtype, dimensions=dimensions)
 
-    if spec.image is not None:
-        frames_shape = (observations, *spec.image.frame_shape)
-        add(FRAMES, "uint8", frames_shape, "observation", *_FRAME_DIMENSIONS)
+    for stream, image in spec.images.items():
+        name = frames_array(spec, stream)
+        found[name] = ArrayLayout(
+            name=name,
+            shape=(observations, *image.frame_shape),
+            dtype="uint8",
+            dimensions=("observation", *_FRAME_DIMENSIONS),
+            is_sharded=True,
+        )
     if spec.vector_size:
         vector_shape = (observations, spec.vector_size)
         add("vector", "float32", vector_shape, "observation", "vector_component")
@@ -121,7 +136,7 @@ def segment_arrays(
 
 def raw_bytes(spec: EpisodeSpec, *, episodes: int, steps: int, observations: int) -> int:
     """Return the size in memory of all `segment_arrays`, in bytes, without creating them."""
-    frame_bytes = 0 if spec.image is None else spec.image.frame_bytes
+    frame_bytes = sum(image.frame_bytes for image in spec.images.values())
     return (
         observations * (frame_bytes + 4 * spec.vector_size + 8 + 8)
         + steps * (4 * spec.action_size + 4 + 4 * len(spec.reward_terms) + 2)

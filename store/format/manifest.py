@@ -103,6 +103,8 @@ class FileTable(Mapping[str, FileEntry]):
 class Manifest:
     """The content of a segment's manifest."""
 
+    format_version: int
+    """Version of the format, that of its dataset."""
     segment_id: str
     """Name of the segment's directory."""
     spec_digest: str
@@ -127,7 +129,7 @@ class Manifest:
 
     def _body(self) -> dict[str, Any]:
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "segment_id": self.segment_id,
             "spec_digest": self.spec_digest,
             "episodes": self.episodes,
@@ -280,7 +282,10 @@ def _from_json(document: dict[str, Any], path: Path) -> Manifest:
         raise ValueError("observations are not steps + episodes")
     if not isinstance(document["provenance"], dict):
         raise TypeError("provenance is not a JSON object")
+    if type(version := document["format_version"]) is not int or version < 1:
+        raise ValueError(f"format_version is {abbreviate(version)}, expected 1 or more")
     return Manifest(
+        format_version=version,
         segment_id=str(document["segment_id"]),
         spec_digest=str(document["spec_digest"]),
         episodes=document["episodes"],
@@ -365,13 +370,23 @@ def frames_checksums(shard_sha256: str, checksums: bytes) -> dict[str, str]:
     return {"shard": shard_sha256, "checksums": sha256(checksums)}
 
 
-def has_checksums(provenance: Mapping[str, Any], shard_sha256: str, checksums: bytes) -> bool:
-    """Return whether the checksums that were read match the provenance.
+def of_array(recorded: object, array: str) -> object:
+    """Return what the provenance records of an array of frames.
+
+    Format 1 has one such array, and records it without its name.
+    """
+    return recorded.get(array, recorded) if isinstance(recorded, dict) else recorded
+
+
+def has_checksums(
+    provenance: Mapping[str, Any], array: str, shard_sha256: str, checksums: bytes
+) -> bool:
+    """Return whether the checksums of an array of frames that were read match the provenance.
 
     Also True if the provenance has no checksums (older segments), or those of another file, which
     was replaced together with its entry in the manifest.
     """
-    recorded = provenance.get(FRAMES_CHECKSUMS)
+    recorded = of_array(provenance.get(FRAMES_CHECKSUMS), array)
     if not isinstance(recorded, dict) or recorded.get("shard") != shard_sha256:
         return True
     return recorded == frames_checksums(shard_sha256, checksums)

@@ -1,4 +1,4 @@
-"""``zarr.json``: write the documents of format 1, and check those of a segment."""
+"""``zarr.json``: write the documents of the format, and check those of a segment."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import numpy as np
 
 from avtd3.store.errors import abbreviate
 from avtd3.store.format.codec import ChainKind, FrameCodec, chain_kind, pack_codec
-from avtd3.store.format.layout import FRAMES, ArrayLayout
+from avtd3.store.format.layout import ArrayLayout
 
 KEY_ENCODING = {"name": "default", "configuration": {"separator": "/"}}
 LITTLE_ENDIAN_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -80,7 +80,7 @@ def document_bytes(document: Mapping[str, Any]) -> bytes:
 
 
 def check_document(document: object, layout: ArrayLayout) -> None:
-    """Raise if the ``zarr.json`` of an array is not what the manifest and format 1 ask for."""
+    """Raise if the ``zarr.json`` of an array is not what the manifest and the format ask for."""
     if not isinstance(document, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - a file, not an argument
     expected: dict[str, Any] = {
@@ -89,7 +89,7 @@ def check_document(document: object, layout: ArrayLayout) -> None:
         "shape": list(layout.shape),
         "data_type": layout.dtype,
     }
-    if layout.name == FRAMES:
+    if layout.is_sharded:
         frame_encoding(document, layout)
     else:
         expected |= plain_encoding(layout)
@@ -122,7 +122,7 @@ def frame_encoding(document: Mapping[str, Any], layout: ArrayLayout) -> tuple[Ch
 def _check_value(key: str, found: object, expected: object) -> None:
     if found != expected:
         raise ValueError(
-            f"{key} is {abbreviate(found, 200)}, format 1 expects {abbreviate(expected)}"
+            f"{key} is {abbreviate(found, 200)}, the format expects {abbreviate(expected)}"
         )
 
 

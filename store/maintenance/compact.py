@@ -7,11 +7,9 @@ rename, and removes the segments that it replaces; see docs/decisions/006-housek
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
@@ -24,6 +22,7 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import canonical_json, is_directory, sha256
 from avtd3.store.format.codec import FrameCodec
+from avtd3.store.format.layout import frames_array
 from avtd3.store.format.manifest import FRAMES_CHECKSUMS, Limits, read_manifest
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
@@ -35,22 +34,34 @@ from avtd3.store.maintenance.removal import (
     remove_leftovers,
 )
 from avtd3.store.render.text import file_size, join_lines, plural
-from avtd3.store.replaced import ORIGIN, RELABEL, RENDER, REPLACES, episode_digests, origins
+from avtd3.store.replaced import (
+    ORIGIN,
+    RELABEL,
+    RENDER,
+    REPLACES,
+    UPGRADE,
+    episode_digests,
+    origins,
+)
 from avtd3.store.seal import (
     OBSERVATION_COLUMNS,
     STEP_COLUMNS,
+    EncodedFrames,
     EndedEpisode,
-    FrameBuffer,
     StepColumns,
     base_provenance,
+    frame_buffers,
     seal_files,
     stored_codec,
+    stored_codecs,
 )
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish, remove_segments
 
 MAX_TARGET_STEPS = 131_072
 """Largest target: a merged segment is built in memory, about 4 kB per step of 84x84 frames."""
+MAX_RAW_BYTES = 4 * 1024**3
+"""Largest decoded size of a merged segment, for the same reason: large streams take more."""
 MAX_ORIGINS = 1000
 """Most collected segments in a merged one, so that its manifest stays small."""
 COLLECTOR = "compact"
@@ -59,7 +70,6 @@ _SEALING_KEYS = frozenset(
     ("avtd3", "python", "host", "collector", "sealed_at", FRAMES_CHECKSUMS, REPLACES, ORIGIN)
 )
 """Keys of the provenance that describe how a segment was sealed, not its data."""
-_FRAMES_AT_ONCE = 512
 _RANDOM = re.compile(r"(.+)-[0-9a-f]{8}")
 _ATTEMPTS = 64
 
@@ -255,9 +265,11 @@ class _Compaction:
 def _fits(group: Sequence[Segment], segment: Segment, target_steps: int) -> bool:
     """Return whether a segment can be merged with a group."""
     steps = sum(member.steps for member in group) + segment.steps
+    raw_bytes = sum(member.raw_bytes for member in group) + segment.raw_bytes
     collected = sum(len(origins(member)) for member in group) + len(origins(segment))
     return (
         steps <= target_steps
+        and raw_bytes <= MAX_RAW_BYTES
         and collected <= MAX_ORIGINS
         and _data_provenance(group[0]) == _data_provenance(segment)
     )
@@ -299,14 +311,14 @@ def _merge_segments(
         Size of the new segment in bytes.
     """
     expected = [digest for source in sources for digest in episode_digests(source)]
-    codec = stored_codec(sources[0].provenance)
+    codecs = stored_codecs(sources[0])
     files = seal_files(
         segment_id,
         dataset,
         _join_columns(dataset, sources),
         [episode for source in sources for episode in _episodes(source)],
-        chunks=_join_frames(sources, codec),
-        codec=codec,
+        frames=_join_frames(sources, codecs),
+        codec=stored_codec(sources[0].provenance),
         provenance=_provenance(sources, visible, now_s),
     )
 
@@ -340,7 +352,7 @@ def _data_provenance(segment: Segment) -> dict[str, Any]:
     Of a derived segment it includes the change and the dataset, but not the source segment.
     """
     shared = {key: value for key, value in segment.provenance.items() if key not in _SEALING_KEYS}
-    for key in (RELABEL, RENDER):
+    for key in (RELABEL, RENDER, UPGRADE):
         if key in shared:
             shared[key] = _without_segment(shared[key])
     return shared
@@ -389,23 +401,21 @@ def _join_columns(dataset: Dataset, sources: Sequence[Segment]) -> StepColumns:
     return columns
 
 
-def _join_frames(sources: Sequence[Segment], codec: FrameCodec) -> list[bytes] | None:
-    image = sources[0].spec.image
-    if image is None:
-        return None
-    frames = FrameBuffer(codec, image.frame_shape)
-    for source in sources:
-        for part in _frames(source, 0, source.observations):
-            for frame in part:
-                frames.append(frame)
-    return frames.encoded(sum(source.observations for source in sources))
-
-
-def _frames(segment: Segment, start: int, stop: int) -> Iterator[NDArray[Any]]:
-    """Yield the frames of a range of observations, some at a time."""
-    if segment.spec.image is not None:
-        for first in range(start, stop, _FRAMES_AT_ONCE):
-            yield segment.read_frames(first, min(first + _FRAMES_AT_ONCE, stop))
+def _join_frames(
+    sources: Sequence[Segment], codecs: Mapping[str, FrameCodec]
+) -> dict[str, EncodedFrames]:
+    spec = sources[0].spec
+    frames = frame_buffers(spec, codecs)
+    for stream in spec.images:
+        buffer = frames[frames_array(spec, stream)]
+        for source in sources:
+            for _, part in source.frame_parts(stream):
+                for frame in part:
+                    buffer.append(frame)
+    rows = sum(source.observations for source in sources)
+    return {
+        name: EncodedFrames(buffer.encoded(rows), buffer.codec) for name, buffer in frames.items()
+    }
 
 
 def _episodes(segment: Segment) -> Iterator[EndedEpisode]:

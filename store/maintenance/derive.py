@@ -1,14 +1,19 @@
 """`Derivation`: make the segments of a dataset anew in another one, with some arrays replaced.
 
-`store relabel` replaces rewards, `store render` pictures. All other files are shared by hard links.
-A segment's name follows from its source and the change, so that a second run adds only what is
-missing.
+`store relabel` replaces rewards, `store render` pictures, and `store upgrade` names. All other
+files are shared by hard links. A segment's name follows from its source and the change, so that a
+second run adds only what is missing.
+
+`upgrade` makes a dataset of format 2, whose image is a named stream, from one of format 1. Nothing
+is decoded. Each segment is read back and compared with its source before it is published.
 """
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import platform
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,17 +24,30 @@ from avtd3.store.errors import (
     SEGMENT_ERRORS,
     ConfigError,
     DatasetError,
+    SegmentCorruptError,
     SpecError,
     StorageError,
     abbreviate,
 )
-from avtd3.store.files import sha256, storage_errors
-from avtd3.store.format.layout import FORMAT_VERSION, GROUP_FILE, MANIFEST_FILE
-from avtd3.store.format.manifest import FileEntry, Manifest
+from avtd3.store.files import canonical_json, sha256, storage_errors
+from avtd3.store.format.layout import (
+    FRAMES,
+    GROUP_FILE,
+    MANIFEST_FILE,
+    frames_array,
+    segment_arrays,
+)
+from avtd3.store.format.manifest import FRAMES_CHECKSUMS, FileEntry, Limits, Manifest
 from avtd3.store.format.metadata import document_bytes, group_document
-from avtd3.store.maintenance.removal import Problems
+from avtd3.store.maintenance.removal import (
+    MaintenanceProgress,
+    MaintenanceReport,
+    Problems,
+    exclusive,
+)
 from avtd3.store.maps import publish_map, read_map
-from avtd3.store.replaced import REPLACES, episode_digests, replaced_by
+from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.replaced import REPLACES, UPGRADE, episode_digests, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
 
@@ -59,6 +77,8 @@ class NewArrays:
     """By path below the segment's directory."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Changed keys of the provenance."""
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """New names of arrays whose files stay the same, by their old names."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +101,12 @@ class DerivedTally:
         return dataclasses.replace(self, **grown)
 
 
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    """Return the path of a file of an array, if that has a new name."""
+    array, slash, rest = path.partition("/")
+    return f"{names.get(array, array)}{slash}{rest}"
+
+
 class Derivation:
     """Makes the segments of one dataset anew in another one; both must be open."""
 
@@ -93,6 +119,10 @@ class Derivation:
         self._merged = [segment for segment in made if replaced_by(segment)]
         self._kept: dict[str, Counter[str]] = {}
         self._maps: set[str] = set()
+        # Streams that the new dataset does not have.
+        counts = {"episodes": 1, "steps": 1, "observations": 2}
+        names = [segment_arrays(spec, **counts).keys() for spec in (old.spec, new.spec)]
+        self._dropped = names[0] - names[1]
         snapshot = old.snapshot()
         self.refused = snapshot.refused
         """Segments of the old dataset that cannot be read."""
@@ -172,30 +202,43 @@ class Derivation:
 
     def _kept_digests(self, segment: Segment) -> Counter[str]:
         if segment.id not in self._kept:
-            digests = episode_digests(segment, without=(*self._change.arrays, "frames"))
+            layouts = segment_arrays(segment.spec, **segment.counts).values()
+            frames = [layout.name for layout in layouts if layout.is_sharded]
+            digests = episode_digests(segment, without=(*self._change.arrays, *frames))
             self._kept[segment.id] = Counter(digests)
         return self._kept[segment.id]
 
     def _publish(self, segment: Segment, made: NewArrays, now_s: float) -> None:
         name = self._name(segment.id)
         about = {
-            "format_version": FORMAT_VERSION,
+            "format_version": self._new.spec.format_version,
             "segment_id": name,
             "spec_digest": self._new.spec_digest,
         }
         files = {GROUP_FILE: document_bytes(group_document(about)), **made.files}
         replaced = {path.split("/")[0] for path in files}
+        replaced |= self._dropped - made.renamed.keys()
+        renamed = {path: _renamed(path, made.renamed) for path in segment.files}
         shared = {
-            path: segment.path / path
+            renamed[path]: segment.path / path
             for path in segment.files
             if path.split("/")[0] not in replaced
         }
+        entries = {renamed[path]: segment.files[path] for path in segment.files}
         provenance = {**self._provenance(segment, now_s), **made.provenance}
-        files[MANIFEST_FILE] = self._manifest(segment, name, files, shared, provenance)
+        known = {path: entries[path] for path in shared}
+        files[MANIFEST_FILE] = self._manifest(segment, name, files, known, provenance)
         target = self._new.segments_path / name
         self._copy_maps(segment)
         try:
-            publish(self._new.staging_path / name, target, files, shared=shared)
+            check = functools.partial(self._verify, segment, made.renamed)
+            publish(
+                self._new.staging_path / name,
+                target,
+                files,
+                shared=shared,
+                check=check if made.renamed else None,
+            )
         except StorageError:
             segment.verify()  # raises a clearer error if the segment was removed
             raise
@@ -207,7 +250,26 @@ class Derivation:
         with storage_errors(target):
             for path, origin in shared.items():
                 kind = "shared" if (target / path).samefile(origin) else "copied"
-                self.tally = self.tally.plus(**{f"bytes_{kind}": segment.files[path].size})
+                self.tally = self.tally.plus(**{f"bytes_{kind}": known[path].size})
+
+    def _verify(self, segment: Segment, renamed: Mapping[str, str], staging: Path) -> None:
+        """Read a segment with renamed arrays back, and compare it with its source."""
+        written = Segment(staging, self._new.spec, self._new.spec_digest, Limits())
+        written.verify()
+        for old, new in renamed.items():
+            for name in (path for path in segment.files if path.split("/")[0] == old):
+                if written.files[_renamed(name, {old: new})] != segment.files[name]:
+                    raise SegmentCorruptError(
+                        f"{staging} has another {name} than segment {segment.id}; nothing was "
+                        "published. Check the memory and the disk of this machine, then try again"
+                    )
+        skipped = (*renamed, *renamed.values())
+        ours, theirs = (list(episode_digests(s, without=skipped)) for s in (written, segment))
+        if ours != theirs:
+            raise SegmentCorruptError(
+                f"{staging} does not read back as segment {segment.id}; nothing was published. "
+                "Check the memory and the disk of this machine, then try again"
+            )
 
     def _copy_maps(self, segment: Segment) -> None:
         """Copy the texts of a segment's road networks; the audit reports what is missing."""
@@ -221,12 +283,13 @@ class Derivation:
         segment: Segment,
         name: str,
         files: Mapping[str, bytes],
-        shared: Mapping[str, Path],
+        shared: Mapping[str, FileEntry],
         provenance: Mapping[str, Any],
     ) -> bytes:
         entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
-        entries |= {path: segment.files[path] for path in shared}
+        entries |= shared
         manifest = Manifest(
+            format_version=self._new.spec.format_version,
             segment_id=name,
             spec_digest=self._new.spec_digest,
             files=entries,
@@ -258,3 +321,100 @@ class Derivation:
                 **({"before": about[key]} if key in about else {}),
             },
         }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UpgradeReport(MaintenanceReport):
+    """What `upgrade` made."""
+
+    source: str
+    """Path of the old dataset."""
+    stream: str
+    """Name of the stream that the image has become."""
+    segments: int
+    """Segments that were made and compared with their sources."""
+    steps: int
+    """Steps in these segments."""
+    already_there: int
+    """Segments that an earlier run had made."""
+    bytes_written: int
+    """Size of the files that were written."""
+    bytes_shared: int
+    """Size of the files that both datasets share through hard links."""
+    bytes_copied: int
+    """Size of the files that were copied because hard links are not possible."""
+
+    def summary(self) -> str:
+        """Format the report for a terminal."""
+        made = f"{plural(self.segments, 'segment')} of {self.steps:,} steps"
+        lines = [
+            f"upgraded {made} into {self.dataset}, format 2, and compared them; the image is the "
+            f"stream {self.stream}",
+            f"{file_size(self.bytes_written)} written, {file_size(self.bytes_shared)} shared with "
+            "the old dataset by hard links",
+        ]
+        if self.bytes_copied:
+            lines.append(f"{file_size(self.bytes_copied)} copied: hard links are not possible")
+        if self.already_there:
+            lines.append(f"{plural(self.already_there, 'segment')} made before")
+        return join_lines([*lines, *self.notes("skipped")])
+
+
+def upgrade(
+    source: Path,
+    target: Path,
+    *,
+    stream: str = "front",
+    clock: Callable[[], float] = time.time,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+) -> UpgradeReport:
+    """Make a dataset of format 2 with the same episodes, or add what is new to it.
+
+    ``should_stop`` is called before each segment; True ends the command, and another one continues.
+
+    Raises:
+        ConfigError: The dataset has no image or is one of format 2, or ``target`` is the source.
+        SpecError: ``stream`` cannot be the name of a stream.
+    """
+    old = Dataset.open(source)
+    if old.spec.image is None:
+        found = "named streams already" if old.spec.streams else "no image"
+        raise ConfigError(f"{source} has {found}, expected an image; there is nothing to upgrade")
+    if target.resolve() == source.resolve():
+        raise ConfigError(f"{target} is the source dataset itself; name a new directory")
+    spec = dataclasses.replace(old.spec, image=None, streams={stream: old.spec.image})
+    new, array = Dataset.create(target, spec), frames_array(spec, stream)
+    document = {"format_version": spec.format_version, "stream": stream}
+    tag = sha256(canonical_json(document))[:8]
+    change = Change(key=UPGRADE, document=document, tag=tag, arrays=())
+
+    def make(segment: Segment) -> NewArrays:
+        about = segment.provenance
+        named = {key: {array: about[key]} for key in ("codec", FRAMES_CHECKSUMS) if key in about}
+        return NewArrays(files={}, provenance=named, renamed={FRAMES: array})
+
+    with exclusive(new):
+        work = Derivation(old, new, change)
+        missing = work.missing
+
+        def show(tally: DerivedTally) -> None:
+            on_progress(MaintenanceProgress(verb="upgraded", done=tally.done, total=len(missing)))
+
+        stopped = work.run(missing, make, clock, should_stop, show)
+    tally, problems = work.tally, Problems()
+    problems.add(*work.refused)
+    return UpgradeReport(
+        source=str(source),
+        dataset=str(target),
+        stream=stream,
+        segments=tally.segments,
+        steps=tally.steps,
+        already_there=work.already_there - tally.segments,
+        bytes_written=tally.bytes_written,
+        bytes_shared=tally.bytes_shared,
+        bytes_copied=tally.bytes_copied,
+        problems=(*problems.texts, *tally.problems),
+        unreadable=problems.unreadable + tally.unreadable,
+        stopped=stopped,
+    )

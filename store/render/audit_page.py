@@ -283,7 +283,7 @@ def choose_episodes(datasets: Sequence[Path]) -> tuple[ShownEpisode, ...]:
             shown = ShownEpisode.of(episode, why)
         except (Avtd3Error, OSError):
             continue
-        size_bytes += sum(map(len, shown.images))
+        size_bytes += sum(len(image) for strip in shown.strips for image in strip.images)
         if len(chosen) == MAX_EPISODES or size_bytes > MAX_IMAGE_BYTES:
             break
         chosen.append(shown)

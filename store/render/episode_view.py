@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from markupsafe import Markup
@@ -328,19 +328,32 @@ def spread(episode: Episode, count: int) -> list[int]:
     return places
 
 
-def played_frames(episode: Episode, every: int = 1) -> Iterator[NDArray[np.uint8]]:
-    """Yield every so many frames uint8 (C, H, W), decoding a few at a time."""
+def played_frames(
+    episode: Episode, every: int = 1, stream: str | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield every so many frames of a stream, uint8 (C, H, W), decoding a few at a time."""
     ahead, end = 0, episode.length + 1
     for start in range(0, end, FRAMES_AT_ONCE):
-        block = episode.read_frames(start, min(start + FRAMES_AT_ONCE, end))
+        block = episode.read_frames(start, min(start + FRAMES_AT_ONCE, end), stream=stream)
         yield from block[ahead::every]
         ahead = (ahead - len(block)) % every
 
 
-def frame_of(episode: Episode, observation: int) -> NDArray[np.uint8]:
-    """Read one frame, uint8 (C, H, W)."""
-    frame: NDArray[np.uint8] = episode.read_frames(observation, observation + 1)[0]
+def frame_of(episode: Episode, observation: int, stream: str | None = None) -> NDArray[np.uint8]:
+    """Read one frame of a stream, uint8 (C, H, W)."""
+    frame: NDArray[np.uint8] = episode.read_frames(observation, observation + 1, stream=stream)[0]
     return frame
+
+
+class Strip(NamedTuple):
+    """Frames of one stream of an episode."""
+
+    stream: str
+    """Name of the stream; empty if it has none."""
+    images: tuple[str, ...]
+    """Data URIs."""
+    size: tuple[int, int]
+    """Width and height in pixels."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,27 +369,24 @@ class ShownEpisode:
     seconds: float
     """Simulated seconds."""
     tracks: tuple[Track, ...]
-    images: tuple[str, ...]
-    """Evenly spaced frames as data URIs."""
-    size: tuple[int, int]
-    """Width and height of its frames, in pixels."""
+    strips: tuple[Strip, ...]
+    """Evenly spaced frames of each stream."""
 
     @classmethod
     def of(cls, episode: Episode, why: str) -> Self:
         """Read an episode's frames and numbers."""
-        images: tuple[str, ...] = ()
-        size = (0, 0)
-        if episode.spec.image is not None:
-            frames = (frame_of(episode, n) for n in spread(episode, EPISODE_FRAMES))
-            images, size = filmstrip(frames, FRAME_PX)
+        strips = []
+        for stream in episode.spec.images:
+            frames = (frame_of(episode, n, stream) for n in spread(episode, EPISODE_FRAMES))
+            name = stream if episode.spec.streams else ""
+            strips.append(Strip(name, *filmstrip(frames, FRAME_PX)))
         return cls(
             why=why,
             name=episode.name,
             facts=episode.facts,
             seconds=seconds_of(episode),
             tracks=tracks_of(episode),
-            images=images,
-            size=size,
+            strips=tuple(strips),
         )
 
     @property
@@ -407,8 +417,8 @@ def draw_episode(episode: Episode, terminal: Terminal) -> str:
     terminal = dataclasses.replace(terminal, width=max(MIN_WIDTH, terminal.width))
     lines = [*describe(episode), "", *_channel_lines(episode, terminal)]
     text = join_lines([*lines, ""])
-    if episode.spec.image is not None:  # its colours are control characters, and stay
-        text += "\n" + "\n".join(_filmstrip(episode, terminal)) + "\n"
+    for stream in episode.spec.images:  # its colours are control characters, and stay
+        text += "\n" + "\n".join(_filmstrip(episode, stream, terminal)) + "\n"
     return text if terminal.unicode else text.encode("ascii", "replace").decode("ascii")
 
 
@@ -438,12 +448,13 @@ def describe(episode: Episode) -> list[str]:
 def write_episode_sheet(episode: Episode, path: Path) -> None:
     """Write evenly spaced frames of an episode above plots of its numbers, as one PNG."""
     _check_name(path, ".png")
-    if episode.spec.image is None:
+    if not episode.spec.images:
         # Without a camera there are only the plots: one empty picture holds the frames' place.
         pictures, captions = [Image.new("RGB", (SHEET_PX, 1), PAPER)], [""]
     else:
         shown, period_s = spread(episode, SHEET_FRAMES), episode.spec.control_period_s
-        pictures = [scaled_image(frame_of(episode, n), SHEET_PX) for n in shown]
+        shots = ([frame_of(episode, n, name) for name in episode.spec.images] for n in shown)
+        pictures = [_side_by_side(frames, SHEET_PX) for frames in shots]
         captions = [f"{n * period_s:.1f} s" for n in shown]
     in_a_row = min(SHEET_COLUMNS, len(pictures))
     width = max(SHEET_COLUMNS * SHEET_PX, sheet_width(pictures[0].width, in_a_row) - 2 * GAP_PX)
@@ -493,10 +504,25 @@ def _channel_lines(episode: Episode, terminal: Terminal) -> Iterator[str]:
         yield f"  {line:<{widest}}  {drawn}"
 
 
-def _filmstrip(episode: Episode, terminal: Terminal) -> Iterator[str]:
-    """Draw as many evenly spaced frames as fit side by side."""
+def _side_by_side(frames: Sequence[NDArray[np.uint8]], side_px: int) -> Image.Image:
+    """Draw the frames of all streams beside each other, the first one's longer side as given."""
+    parts = [scaled_image(frame, side_px) for frame in frames]
+    if len(parts) == 1:
+        return parts[0]
+    picture = Image.new("RGB", (sum(p.width for p in parts), max(p.height for p in parts)), PAPER)
+    left = 0
+    for part in parts:
+        picture.paste(part, (left, 0))
+        left += part.width
+    return picture
+
+
+def _filmstrip(episode: Episode, stream: str, terminal: Terminal) -> Iterator[str]:
+    """Draw as many evenly spaced frames of a stream as fit side by side."""
+    if episode.spec.streams:
+        yield f"  {stream}"
     observations = spread(episode, max(1, (terminal.width - 2) // (FRAME_COLUMNS + 1)))
-    frames = (frame_of(episode, n) for n in observations)
+    frames = (frame_of(episode, n, stream) for n in observations)
     pictures = [frame_blocks(frame, colours=terminal.colours) for frame in frames]
     for row in zip(*pictures, strict=True):
         yield "  " + " ".join(row)
@@ -517,10 +543,10 @@ def _pictures(episode: Episode, every: int) -> Iterator[Image.Image]:
         f"{facts['driver']} in {facts['town']}, return {episode.episode_return:.1f}, "
         f"ended by {episode.end_reason}"
     )
-    frames = iter(()) if episode.spec.image is None else played_frames(episode, every)
+    streams = [played_frames(episode, every, name) for name in episode.spec.images]
     for observation in range(0, episode.length + 1, every):
-        frame = next(frames, None)
-        camera = None if frame is None else scaled_image(frame, PLAYED_PX)
+        frames = [next(frames) for frames in streams]
+        camera = _side_by_side(frames, PLAYED_PX) if frames else None
         width = plots.size[0] + (0 if camera is None else camera.width)
         picture = Image.new("RGB", (width + width % 2, PLAYED_PX + CAPTION_PX), PAPER)
         if camera is not None:

@@ -37,6 +37,18 @@ JPEG_QUALITY = 82
 GIF_COLOURS = 96
 PALETTE_PICTURES = 30
 """Pictures of a GIF that its colours are chosen from: the first ones."""
+_MOST_CHANNELS = 4
+MASK_COLOURS = (
+    (90, 90, 96),
+    (240, 240, 240),
+    (64, 156, 255),
+    (255, 184, 77),
+    (240, 110, 120),
+    (96, 220, 140),
+    (190, 140, 255),
+    (120, 210, 220),
+)
+"""Colours of planes of masks, in their order."""
 LONGEST_MS = 655_350
 """Longest time that the format lets a picture of a GIF be shown."""
 MP4_QUALITY = 20
@@ -49,7 +61,12 @@ Legend: TypeAlias = Sequence[tuple[Colour, str]]
 
 
 def colour_planes(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return three planes of uint8 (C, H, W): its first three, or the first one as grey."""
+    """Return three planes of uint8 (C, H, W): its first three, or the first one as grey.
+
+    More than four planes are masks, each painted in a colour of its own over those before.
+    """
+    if frame.shape[0] > _MOST_CHANNELS:
+        return _paint_masks(frame)
     return frame[:3] if frame.shape[0] >= 3 else np.repeat(frame[:1], 3, axis=0)
 
 
@@ -64,6 +81,17 @@ def heat_frame(frame: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[n
     colour = np.array(HEAT, np.float32)[:, None, None]
     drawn: NDArray[np.uint8] = np.rint(grey + heat * (colour - grey)).astype(np.uint8)
     return drawn
+
+
+def _paint_masks(masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Paint planes uint8 (C, H, W) over each other, each in its colour, as (3, H, W)."""
+    picture = np.zeros((3, *masks.shape[1:]), np.float32)
+    for number, mask in enumerate(masks):
+        share = mask / np.float32(255.0)
+        colour = np.array(MASK_COLOURS[number % len(MASK_COLOURS)], np.float32)[:, None, None]
+        picture = picture * (1 - share) + colour * share
+    painted: NDArray[np.uint8] = picture.astype(np.uint8)
+    return painted
 
 
 def scaled_image(frame: NDArray[np.uint8], side_px: int) -> Image.Image:

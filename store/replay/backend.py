@@ -121,7 +121,7 @@ class Changes:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FrameArray:
-    """All decoded frames of a replay cache."""
+    """All decoded frames of one stream in a replay cache."""
 
     frames: NDArray[np.uint8] | None
     """uint8 (rows, C, H, W), memory of the cache itself; None while the cache is empty."""
@@ -130,7 +130,7 @@ class FrameArray:
 
 
 class FrameSource(Protocol):
-    """Reads the frames of a batch."""
+    """Reads the frames of one stream of a batch."""
 
     def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Copy the frames of rows int64 (B, W) into `out`, uint8 (B, W, C*H*W), contiguous.
@@ -148,8 +148,8 @@ class ReplayBackend(Protocol):
         """Segments that can be sampled."""
 
     @property
-    def frames(self) -> FrameSource | None:
-        """Reads frames, until the next change; None if there are none."""
+    def frames(self) -> Mapping[str, FrameSource]:
+        """Read the frames of each stream, until the next change; empty if there are none."""
 
     @property
     def is_loading(self) -> bool:
@@ -169,8 +169,8 @@ class ReplayBackend(Protocol):
     def start(self, key: Key) -> int:
         """Return the first row of a segment."""
 
-    def frame_array(self) -> FrameArray | None:
-        """Return all decoded frames; None if they are not in memory."""
+    def frame_array(self, stream: str | None = None) -> FrameArray | None:
+        """Return all decoded frames of a stream; None if they are not in memory."""
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
         """Load the wanted segments and drop all others, or start to do so in the background.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import ConfigError, SegmentCorruptError, StorageError
+from avtd3.store.format.layout import frames_array
 from avtd3.store.replay.backend import (
     Changes,
     EpisodeSummary,
@@ -160,8 +161,9 @@ Result = tuple[Key, LoadedSegment | Exception]
 class ReplayCache:
     """A `ReplayBackend` that decodes segments of one spec into memory-mapped arrays.
 
-    The arrays, by row: ``frames`` uint8 (C, H, W), if the spec has an image, and ``numbers``
-    float32 (2 + A + V,), with `labels` A more, see `avtd3.store.replay.scratch`.
+    It reads only the streams of its spec, which may be some of those that the segments have. The
+    arrays, by row: the frames of each stream, uint8 (C, H, W), and ``numbers`` float32
+    (2 + A + V,), with `labels` A more, see `avtd3.store.replay.scratch`.
     """
 
     def __init__(
@@ -186,6 +188,7 @@ class ReplayCache:
         """Why frames are not shared although they should be; empty if they are."""
         self._in_background = in_background
         self._decoder: BackgroundDecoder[Result] | None = None
+        self._streams = {stream: frames_array(spec, stream) for stream in spec.images}
         self._labels, self._action_repeat = labels, action_repeat
         types = row_types(spec, frames=frames, labels=labels)
         self._rows = self._open(scratch, types, shared=shared)
@@ -193,7 +196,7 @@ class ReplayCache:
     def _open(
         self, scratch: Path, types: Mapping[str, RowType], *, shared: bool
     ) -> PrivateRows | SharedRows:
-        if shared and "frames" in types:
+        if shared and len(types) > 1:
             try:
                 return SharedRows(scratch, types, self.spec.digest)
             except StorageError:
@@ -208,10 +211,14 @@ class ReplayCache:
         return self._rows.rows
 
     @property
-    def frames(self) -> FrameSource | None:
-        """Reads frames until the next change; None if there are none."""
-        frames = self.arrays().get("frames")
-        return None if frames is None else MappedFrames(frames)
+    def frames(self) -> Mapping[str, FrameSource]:
+        """Read the frames of each stream until the next change; empty if there are none."""
+        arrays = self.arrays()
+        return {
+            stream: MappedFrames(arrays[name])
+            for stream, name in self._streams.items()
+            if name in arrays
+        }
 
     @property
     def is_loading(self) -> bool:
@@ -231,10 +238,11 @@ class ReplayCache:
         """Return the first row of a segment."""
         return int(self._rows[key].start)
 
-    def frame_array(self) -> FrameArray | None:
-        """Return all decoded frames."""
+    def frame_array(self, stream: str | None = None) -> FrameArray | None:
+        """Return all decoded frames of a stream."""
         placed = {key: self._rows[key] for key in self.segments}
-        return FrameArray(frames=self.arrays().get("frames"), placed=placed)
+        name = frames_array(self.spec, stream) if self.spec.images else ""
+        return FrameArray(frames=self.arrays().get(name), placed=placed)
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
         """See `ReplayBackend`."""
@@ -357,9 +365,10 @@ class ReplayCache:
         end_reasons = segment.read_strings("episode_end_reason")
         out = self._rows.arrays()
         write_numbers(out["numbers"][self._rows[key]], arrays, self.spec)
-        if decode and "frames" in out:
-            for start, frames in segment.frame_parts():
-                self._rows.put_frames(key, start, frames)
+        for stream, name in self._streams.items() if decode else ():
+            if name in out:
+                for start, frames in segment.frame_parts(stream):
+                    self._rows.put_frames(name, key, start, frames)
         lengths = arrays["episode_length"]
         return LoadedSegment(
             steps=segment.steps,

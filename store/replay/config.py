@@ -121,6 +121,10 @@ class ReplayConfig:
     priority: PriorityConfig = dataclasses.field(default_factory=PriorityConfig)
     """Settings of prioritised replay."""
 
+    streams: tuple[str, ...] = ()
+    """Names of the streams to read, see docs/streams.md; empty: all. Nothing of the others is read,
+    decoded or cached. The only stream of a dataset without named ones is ``image``."""
+
     action_repeat: int = 1
     """Stored steps per decision: see data that were collected with held actions as if only every
     N-th step had been a decision. Rewards of a decision are summed, and `gamma`, `n_step`,
@@ -158,6 +162,7 @@ class ReplayConfig:
 
     def view(self, spec: EpisodeSpec) -> EpisodeSpec:
         """Return the spec of the decisions that are sampled from data of a spec."""
+        spec = spec.select(self.streams)
         if self.action_repeat == 1:
             return spec
         period_s = spec.control_period_s * self.action_repeat

@@ -191,11 +191,14 @@ class PlacedShard:
 class DirectFrames:
     """A `FrameSource` that decodes frames from shards."""
 
-    def __init__(self, frame_bytes: int, decoder: ChunkDecoder) -> None:
-        """Start with no shards; what `decoder` leaves undone is decoded one chunk at a time."""
+    def __init__(self, frame_bytes: int, decoder: ChunkDecoder, streams: int = 1) -> None:
+        """Start with no shards; what `decoder` leaves undone is decoded one chunk at a time.
+
+        The `streams` of a replay divide the open files that it may have.
+        """
         self._frame_bytes = frame_bytes
         self._decoder = decoder
-        self._files = ShardFiles()
+        self._files = ShardFiles(max(1, descriptor_budget() // streams))
         self._damaged: dict[Key, Exception] = {}
         self._is_on_disk = False
         self.bind(())
@@ -317,18 +320,21 @@ class DirectReplay(ReplayCache):
         self, spec: EpisodeSpec, scratch: Path, *, labels: bool = False, action_repeat: int = 1
     ) -> None:
         """Start empty; `spec` has an image. Raise StorageError if `scratch` cannot be written."""
-        assert spec.image is not None, "without an image there is nothing to decode"
+        assert spec.images, "without an image there is nothing to decode"
         super().__init__(spec, scratch, frames=False, labels=labels, action_repeat=action_repeat)
-        self._shards: dict[Key, tuple[FrameShard, Path]] = {}
-        size = spec.image.frame_bytes
-        self._direct_frames = DirectFrames(size, open_decoder(size) or JoinedDecoder(size))
+        self._shards: dict[Key, tuple[dict[str, FrameShard], Path]] = {}
+        sizes = {stream: image.frame_bytes for stream, image in spec.images.items()}
+        self._direct_frames = {
+            stream: DirectFrames(size, open_decoder(size) or JoinedDecoder(size), len(sizes))
+            for stream, size in sizes.items()
+        }
 
     @property
-    def frames(self) -> DirectFrames:
+    def frames(self) -> Mapping[str, DirectFrames]:
         """See `ReplayBackend`."""
         return self._direct_frames
 
-    def frame_array(self) -> None:
+    def frame_array(self, stream: str | None = None) -> None:
         """Return None: no frames are in memory."""
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
@@ -343,11 +349,15 @@ class DirectReplay(ReplayCache):
 
     def take_damaged(self) -> Mapping[Key, Exception]:
         """Return the segments whose frames could not be read since the last call."""
-        return self._direct_frames.take_damaged()
+        damaged: dict[Key, Exception] = {}
+        for frames in self._direct_frames.values():
+            damaged |= frames.take_damaged()
+        return damaged
 
     def close(self) -> None:
         """Close all files and free the disk space; safe to call twice."""
-        self._direct_frames.close()
+        for frames in self._direct_frames.values():
+            frames.close()
         super().close()
 
     def _open_new(self, wanted: Mapping[Key, Segment]) -> dict[Key, Exception]:
@@ -357,7 +367,8 @@ class DirectReplay(ReplayCache):
             if key in self._shards:
                 continue
             try:
-                self._shards[key] = (segment.frame_shard(), segment.path)
+                found = {stream: segment.frame_shard(stream) for stream in self.spec.images}
+                self._shards[key] = (found, segment.path)
             except (SegmentCorruptError, OSError) as error:
                 refused[key] = error
         return refused
@@ -365,9 +376,12 @@ class DirectReplay(ReplayCache):
     def _bind(self) -> None:
         """Forget the shards of dropped segments, and bind the frames to the current rows."""
         self._shards = {key: found for key, found in self._shards.items() if key in self.segments}
-        self._direct_frames.bind(
-            [
-                PlacedShard(key=key, start=self.start(key), directory=directory, shard=shard)
-                for key, (shard, directory) in self._shards.items()
-            ]
-        )
+        for stream, frames in self._direct_frames.items():
+            frames.bind(
+                [
+                    PlacedShard(
+                        key=key, start=self.start(key), directory=directory, shard=shards[stream]
+                    )
+                    for key, (shards, directory) in self._shards.items()
+                ]
+            )

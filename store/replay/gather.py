@@ -19,7 +19,7 @@ costs little more than its frames (bench/replay_bench.py: at least 0.9 of the ba
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,21 @@ from avtd3.store.replay.backend import FrameSource
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.draws import EpisodeRows
 from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD
-from avtd3.store.spec import EpisodeSpec
+from avtd3.store.spec import EpisodeSpec, ImageSpec
+
+
+class StreamBatch(NamedTuple):
+    """The frames of one stream in a batch of B transitions."""
+
+    frames: NDArray[np.uint8] | None
+    """uint8 (B, W, C, H, W), all gathered frames: K + 1 or, for n-step > 1 and for a stride above
+    1, 2 K of them; None if the sampler does not gather them."""
+    observation: NDArray[np.uint8] | None
+    """uint8 (B, K*C, H, W), a view of the first K of `frames`, oldest first."""
+    next_observation: NDArray[np.uint8] | None
+    """uint8 (B, K*C, H, W), a view of the last K of `frames`."""
+    rows: NDArray[np.int64]
+    """int64 (B, W), rows of `frames` in `Sampler.frame_array`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -57,8 +71,8 @@ class Transitions:
     """
 
     frames: NDArray[np.uint8] | None
-    """uint8 (B, W, C, H, W), all gathered frames: K + 1 or, for n-step > 1, 2 K of them; None
-    without an image, and if the sampler does not gather them."""
+    """uint8 (B, W, C, H, W), all gathered frames of the only stream, see `StreamBatch`; None
+    without an image, with several streams, and if the sampler does not gather them."""
     observation_frames: NDArray[np.uint8] | None
     """uint8 (B, K*C, H, W), a view of the first K of `frames`, oldest first."""
     next_observation_frames: NDArray[np.uint8] | None
@@ -74,7 +88,10 @@ class Transitions:
     discount: NDArray[np.float32]
     """float32 (B,): ``gamma**m * (1 - terminated[t + m - 1])``; truncation bootstraps."""
     frame_rows: NDArray[np.int64]
-    """int64 (B, W), rows of `frames` in `Sampler.frame_array`; W = 0 without an image."""
+    """int64 (B, W), rows of `frames` in `Sampler.frame_array`; W = 0 without an image, and with
+    several streams."""
+    streams: Mapping[str, StreamBatch] = dataclasses.field(default_factory=dict)
+    """The frames of each stream by name, those of the only one included."""
     bc_mask: NDArray[np.float32] | None = None
     """float32 (B,), 1 where the action is marked for imitation, else 0; None if all are."""
     bc_action: NDArray[np.float32] | None = None
@@ -88,6 +105,9 @@ class Transitions:
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        several = values.pop("streams")
+        if len(several) > 1:
+            values |= {name: stream.frames for name, stream in several.items()}
         shapes = ", ".join(
             f"{name}={None if value is None else f'{value.dtype}{value.shape}'}"
             for name, value in values.items()
@@ -103,8 +123,9 @@ class SequenceBatch:
     """
 
     frames: NDArray[np.uint8] | None
-    """uint8 (S, K + L, C, H, W), single frames. Frames before the start of an episode repeat its
-    first frame. None without an image."""
+    """uint8 (S, W, C, H, W), single frames of the only stream, W = (K - 1) stride + L + 1. Frames
+    before the start of an episode repeat its first frame. None without an image, and with several
+    streams."""
     vector: NDArray[np.float32] | None
     """float32 (S, L + 1, V); None without a vector."""
     action: NDArray[np.float32]
@@ -117,46 +138,95 @@ class SequenceBatch:
     """bool (S, L); only True for last steps of episodes."""
     bc_mask: NDArray[np.float32] | None = None
     """float32 (S,), 1 where the actions are marked for imitation, else 0; None if all are."""
+    streams: Mapping[str, NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    """The frames of each stream by name, as `frames`, that of the only one included."""
+    strides: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Observations between two frames of a stack, by stream; not given: 1."""
 
-    def observation_frames(self, step: int) -> NDArray[np.uint8]:
-        """Return the stacks before a step, or after the last one: uint8 (S, K*C, H, W), a view.
+    def observation_frames(self, step: int, stream: str | None = None) -> NDArray[np.uint8]:
+        """Return the stacks before a step, or after the last one: uint8 (S, K*C, H, W).
+
+        It is a view if the stride is 1.
 
         Args:
             step: From 0 to L.
+            stream: Name of the stream, needed if there are several.
 
         Raises:
-            SpecError: The sequences have no image.
+            SpecError: The sequences have no such stream.
         """
-        if self.frames is None:
+        frames = self.frames if stream is None else self.streams.get(stream)
+        if frames is None:
             raise SpecError("there are no observation frames: the spec of the dataset has no image")
-        stack = self.frames.shape[1] - self.action.shape[1]
-        window = self.frames[:, step : step + stack]
-        return window.reshape((len(window), -1, *window.shape[3:]), copy=False)
+        reach, stride = frames.shape[1] - self.action.shape[1], self.strides.get(stream or "", 1)
+        if stream is None and self.strides:
+            stride = next(iter(self.strides.values()))
+        window = frames[:, step : step + reach : stride]
+        shape = (len(window), -1, *window.shape[3:])
+        return window.reshape(shape, copy=False if stride == 1 else None)
 
     def __repr__(self) -> str:
         return "SequenceBatch(sequences={}, steps={})".format(*self.reward.shape)
 
 
 class FrameBuffer:
-    """Memory for the frames of one batch of transitions, and views of it."""
+    """Memory for the frames of one stream in one batch of transitions, and views of it."""
 
-    def __init__(self, spec: EpisodeSpec, config: ReplayConfig, *, gathers: bool = True) -> None:
-        self.window: NDArray[np.uint8] | None = None
-        self.flat: NDArray[np.uint8] | None = None
-        self.observation: NDArray[np.uint8] | None = None
-        self.next_observation: NDArray[np.uint8] | None = None
-        if spec.image is None or not gathers:
-            return
-        stack, batch_size = spec.image.stack, config.batch_size
-        width = stack + 1 if _overlap(config) else 2 * stack
-        shape = (batch_size, *spec.image.observation_shape)
-        self.window = np.empty((batch_size, width, *spec.image.frame_shape), dtype=np.uint8)
+    def __init__(self, image: ImageSpec, config: ReplayConfig) -> None:
+        stack, batch_size = image.stack, config.batch_size
+        width, shape = frame_places(image, config).width, (batch_size, *image.observation_shape)
+        self.window = np.empty((batch_size, width, *image.frame_shape), dtype=np.uint8)
         self.flat = self.window.reshape((batch_size, width, -1), copy=False)
         # (B, K, C, H, W) -> (B, K*C, H, W) without a copy: frames are contiguous
         self.observation = self.window[:, :stack].reshape(shape, copy=False)
         self.next_observation = self.window[:, -stack:].reshape(shape, copy=False)
 
 
+def frame_buffers(
+    spec: EpisodeSpec, config: ReplayConfig, *, gathers: bool = True
+) -> dict[str, FrameBuffer]:
+    """Return memory for the frames of each stream; none without `gathers`."""
+    return {stream: FrameBuffer(image, config) for stream, image in spec.images.items() if gathers}
+
+
+class FramePlaces(NamedTuple):
+    """Which frames of a stream a transition needs, as distances from its two rows."""
+
+    stack: NDArray[np.int64]
+    """int64 (K,), of a stack, from the row of its observation."""
+    window: NDArray[np.int64] | None
+    """int64 (K + 1,), of both stacks, from the first row, if they overlap; else None."""
+
+    @property
+    def width(self) -> int:
+        """Number of frames."""
+        return 2 * len(self.stack) if self.window is None else len(self.window)
+
+    def rows(
+        self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the rows of the frames, int64 (..., W), clamped to the episode's first."""
+        if self.window is not None:
+            rows = row[..., None] + self.window
+        else:
+            rows = np.concatenate(
+                (row[..., None] + self.stack, next_row[..., None] + self.stack), axis=-1
+            )
+        np.maximum(rows, first[..., None], out=rows)
+        return rows
+
+
+def frame_places(image: ImageSpec, config: ReplayConfig) -> FramePlaces:
+    """Return which frames of a stream a transition needs."""
+    stride = image.stride * config.stack_stride
+    is_shared = config.n_step == 1 and stride == 1
+    return FramePlaces(
+        stack=stride * np.arange(1 - image.stack, 1),
+        window=np.arange(1 - image.stack, 2) if is_shared else None,
+    )
+
+
+_NOTHING = StreamBatch(None, None, None, np.empty((0, 0), np.int64))
 _FEW_STEPS = 64
 """Up to so many steps, rewards are summed as `n_step` says, in the order of earlier versions."""
 _AT_ONCE = 1 << 20
@@ -167,21 +237,21 @@ class Gather:
     """Turns numbers of transitions into batches."""
 
     def __init__(self, spec: EpisodeSpec, config: ReplayConfig) -> None:
-        stack = 0 if spec.image is None else spec.image.stack
         self._n_step, self._gamma = config.n_step, config.gamma
-        self._repeat, self._overlaps = config.action_repeat, _overlap(config)
-        self._stack = np.arange(1 - stack, 1) * config.stack_stride
-        self._window = np.arange(1 - stack, 2 if stack else 1)
+        self._repeat = config.action_repeat
+        self._places = {
+            stream: frame_places(image, config) for stream, image in spec.images.items()
+        }
         self._vector = ACTION + spec.action_size
         self._label = self._vector + spec.vector_size
         self._width = self._label + spec.action_size * config.imitate_expert
-        self._frames: FrameSource | None = None
+        self._frames: Mapping[str, FrameSource] = {}
 
     def bind(
         self,
         arrays: Mapping[str, NDArray[Any]],
         episodes: EpisodeRows,
-        frames: FrameSource | None,
+        frames: Mapping[str, FrameSource],
     ) -> None:
         """Read from these arrays from now on."""
         self._numbers, self._episodes, self._frames = arrays.get("numbers"), episodes, frames
@@ -228,6 +298,7 @@ class Gather:
         bc_action = None
         if self._width > self._label:
             bc_action, mask = self._imitated(numbers[..., 0, :], mask)
+        streams = self._stream_rows(row, next_row, episodes.first.take(episode))
         return Transitions(
             frames=None,
             observation_frames=None,
@@ -238,10 +309,31 @@ class Gather:
             action=numbers[..., 0, ACTION : self._vector],
             reward=reward,
             discount=discount,
-            frame_rows=self._frame_rows(row, next_row, episodes.first.take(episode)),
+            frame_rows=(
+                next(iter(streams.values())).rows
+                if len(streams) == 1
+                else np.empty((*row.shape, 0), np.int64)
+            ),
+            streams=streams,
             bc_mask=mask,
             bc_action=bc_action,
         )
+
+    def _stream_rows(
+        self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
+    ) -> dict[str, StreamBatch]:
+        """Return which frames of each stream the transitions need."""
+        if self._repeat == 1:
+            rows = {n: places.rows(row, next_row, first) for n, places in self._places.items()}
+        else:
+            before, after = (row - first) // self._repeat, self._decisions(next_row - first)
+            rows = {
+                name: first[..., None] + self._repeat * places.rows(before, after, 0 * first)
+                for name, places in self._places.items()
+            }
+            for found in rows.values():  # the last decision may be shorter
+                np.minimum(found, next_row[..., None], out=found)
+        return {name: StreamBatch(None, None, None, found) for name, found in rows.items()}
 
     def _imitated(
         self, numbers: NDArray[np.float32], mask: NDArray[np.float32] | None
@@ -252,26 +344,35 @@ class Gather:
         action = np.where(is_known, label, numbers[..., ACTION : self._vector])
         return action, None if mask is None else np.maximum(mask, is_known[..., 0])
 
-    def batch(self, block: Transitions, number: int, frames: FrameBuffer) -> Transitions:
-        """Return one of the batches of `look_up`, and gather its frames into `frames`."""
+    def batch(
+        self, block: Transitions, number: int, buffers: Mapping[str, FrameBuffer]
+    ) -> Transitions:
+        """Return one of the batches of `look_up`, and gather its frames into `buffers`."""
 
         def pick(values: NDArray[Any] | None) -> NDArray[Any] | None:
             return None if values is None else values[number]
 
-        rows = block.frame_rows[number]
-        if frames.flat is not None:
-            assert self._frames is not None, "there are no frames"
-            self._frames.take(rows, frames.flat)
+        streams: dict[str, StreamBatch] = {}
+        for name, stream in block.streams.items():
+            rows, buffer = stream.rows[number], buffers.get(name)
+            if buffer is None:
+                streams[name] = StreamBatch(None, None, None, rows)
+                continue
+            self._frames[name].take(rows, buffer.flat)
+            views = (buffer.window, buffer.observation, buffer.next_observation)
+            streams[name] = StreamBatch(*views, rows)
+        only = next(iter(streams.values())) if len(streams) == 1 else _NOTHING
         return Transitions(
-            frames=frames.window,
-            observation_frames=frames.observation,
-            next_observation_frames=frames.next_observation,
+            frames=only.frames,
+            observation_frames=only.observation,
+            next_observation_frames=only.next_observation,
             observation_vector=pick(block.observation_vector),
             next_observation_vector=pick(block.next_observation_vector),
             action=block.action[number],
             reward=block.reward[number],
             discount=block.discount[number],
-            frame_rows=rows,
+            frame_rows=block.frame_rows[number],
+            streams=streams,
             bc_mask=pick(block.bc_mask),
             bc_action=pick(block.bc_action),
             weight=pick(block.weight),
@@ -297,39 +398,6 @@ class Gather:
         alive = flat.take(last * self._width + ALIVE, mode="clip")
         return total.astype(np.float32), alive * self._powers.astype(np.float32).take(count)
 
-    def _frame_rows(
-        self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        if self._repeat > 1:
-            return self._coarse_rows(row, next_row, first)
-        if self._overlaps:
-            rows = row[..., None] + self._window
-        else:
-            stacks = (row[..., None] + self._stack, next_row[..., None] + self._stack)
-            rows = np.concatenate(stacks, axis=-1)
-        np.maximum(rows, first[..., None], out=rows)  # the episode's first frame
-        return rows
-
-    def _coarse_rows(
-        self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """Return the rows of frames that are decisions apart, see the module's description."""
-        first, last = first[..., None], next_row[..., None]
-        before = (row - first[..., 0]) // self._repeat
-        after = self._decisions(next_row - first[..., 0])
-        if self._overlaps:
-            decisions = before[..., None] + self._window
-        else:
-            stacks = (before[..., None] + self._stack, after[..., None] + self._stack)
-            decisions = np.concatenate(stacks, axis=-1)
-        rows: NDArray[np.int64] = first + self._repeat * np.maximum(decisions, 0)
-        return np.minimum(rows, last, out=rows)
-
-
-def _overlap(config: ReplayConfig) -> bool:
-    """Return whether an observation and the next one are views of one window of frames."""
-    return config.n_step == 1 and config.stack_stride == 1
-
 
 class SequenceGather:
     """Turns numbers of sequence starts into batches of sequences.
@@ -343,16 +411,20 @@ class SequenceGather:
         self._vector, self._repeat = ACTION + spec.action_size, action_repeat
         self._has_vector = spec.vector_size > 0
         self._steps = np.arange(length + 1)
-        self._window: NDArray[np.uint8] | None = None
-        self._frames: FrameSource | None = None
-        if spec.image is not None:
-            stack = spec.image.stack
-            self._stack = np.arange(1 - stack, length + 1)
-            shape = (count, stack + length, *spec.image.frame_shape)
-            self._window = np.empty(shape, np.uint8)
+        self._frames: Mapping[str, FrameSource] = {}
+        self._places, self._windows, self._strides = {}, {}, {}
+        for stream, image in spec.images.items():
+            reach = (image.stack - 1) * image.stride
+            self._places[stream] = np.arange(-reach, length + 1)
+            shape = (count, reach + length + 1, *image.frame_shape)
+            self._windows[stream] = np.empty(shape, np.uint8)
+            self._strides[stream] = image.stride
 
     def bind(
-        self, arrays: Mapping[str, NDArray[Any]], starts: EpisodeRows, frames: FrameSource | None
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        starts: EpisodeRows,
+        frames: Mapping[str, FrameSource],
     ) -> None:
         """Read from these arrays from now on; see `Gather.bind`."""
         self._numbers, self._starts, self._frames = arrays.get("numbers"), starts, frames
@@ -375,14 +447,16 @@ class SequenceGather:
         truncated = np.zeros_like(terminated)
         is_last = number == starts.ends[episode] - 1
         truncated[:, -1] = is_last & ~terminated[:, -1]
-        if self._window is not None:
-            assert self._frames is not None, "there are no frames"
-            places = np.maximum(decision + self._stack, 0)
+        for stream, window in self._windows.items():
+            places = np.maximum(decision + self._places[stream], 0)
             frame_rows = np.minimum(first + self._repeat * places, last)
-            out = self._window.reshape((*frame_rows.shape, -1), copy=False)
-            self._frames.take(frame_rows, out)
+            out = window.reshape((*frame_rows.shape, -1), copy=False)
+            self._frames[stream].take(frame_rows, out)
+        only = len(self._windows) == 1
         return SequenceBatch(
-            frames=self._window,
+            frames=next(iter(self._windows.values())) if only else None,
+            streams=self._windows,
+            strides=self._strides,
             vector=numbers[..., self._vector :].copy() if self._has_vector else None,
             action=steps[..., ACTION : self._vector].copy(),
             reward=reward,

@@ -54,11 +54,11 @@ from avtd3.store.replay.draws import (
     group_draws,
 )
 from avtd3.store.replay.gather import (
-    FrameBuffer,
     Gather,
     SequenceBatch,
     SequenceGather,
     Transitions,
+    frame_buffers,
 )
 from avtd3.store.replay.native import native_problem
 from avtd3.store.replay.scratch import GIB, row_bytes
@@ -99,9 +99,9 @@ def choose_mode(
     `wanted` are the segments to load first. If it `grows`, more are expected, so that the whole
     capacity must fit.
     """
-    if config.mode == "direct" and spec.image is not None:
+    if config.mode == "direct" and spec.images:
         return ReplayMode(mode="direct", why=f"as configured; {_describe_decoder()}")
-    if spec.image is None:
+    if not spec.images:
         return ReplayMode(mode="cache", why="there are no frames to decode")
     if config.mode == "cache":
         return ReplayMode(mode="cache", why="as configured")
@@ -139,7 +139,8 @@ def _free_bytes(directory: Path) -> int:
 def _shared_bytes(directory: Path, spec: EpisodeSpec) -> int:
     """Return the size of frames that other processes share, which most likely include ours."""
     try:
-        return 512 * (directory / directory_name(spec.digest) / FRAMES).lstat().st_blocks
+        shared = (directory / directory_name(spec.digest)).glob(f"{FRAMES}*")
+        return sum(512 * path.lstat().st_blocks for path in shared)
     except OSError:
         return 0
 
@@ -209,7 +210,7 @@ class Sampler:
         """Take a snapshot of each dataset, and load its segments or start to load them.
 
         Args:
-            datasets: Datasets with the same spec.
+            datasets: Datasets with the same spec, apart from streams that are not read.
             config: What to keep and how to sample.
             seed: Seed of the batches.
             scratch: Directory for the scratch files if `config` names none; None for the system's
@@ -237,7 +238,7 @@ class Sampler:
         directory = Path(config.scratch or scratch or tempfile.gettempdir())
         self.config, self.steps = config, 0
         self._tracker = SegmentTracker(datasets, config)
-        stored = self._tracker.datasets[0].spec
+        stored = self._tracker.datasets[0].spec.select(config.streams)
         self.spec = config.view(stored)
         """Spec of what is sampled."""
         mode = choose_mode(config, stored, self._tracker.wanted(), directory, grows=grows)
@@ -257,13 +258,13 @@ class Sampler:
             self._sequences = SequenceGather(
                 self.spec, length=length, count=count, action_repeat=config.action_repeat
             )
-        gathers = gathers or self.backend.frame_array() is None
+        gathers = gathers or isinstance(self.backend, DirectReplay)
         self._buffers = itertools.cycle(
-            [FrameBuffer(self.spec, config, gathers=gathers) for _ in range(buffers)]
+            [frame_buffers(self.spec, config, gathers=gathers) for _ in range(buffers)]
         )
         self._block: Transitions | None = None
         self._looked_up: NDArray[np.int64] | None = None
-        self._frame_array: FrameArray | None = None
+        self._frame_arrays: dict[str, FrameArray] = {}
         self._chosen_digest = self._hashed = ""
         self._newest = NO_POLICY
         self._taken_s = -math.inf
@@ -442,8 +443,8 @@ class Sampler:
             if found == limit:
                 return
             try:
-                repeat = self.config.action_repeat
-                episode = Episode(SegmentReader(segment), number, action_repeat=repeat).load()
+                reader, repeat = SegmentReader(segment), self.config.action_repeat
+                episode = Episode(reader, number, action_repeat=repeat).load(self.spec.images)
             except SegmentNotFoundError:
                 continue  # pruned or merged in the meantime; the next refresh finds out
             except (SegmentCorruptError, OSError) as error:
@@ -453,18 +454,23 @@ class Sampler:
             found += 1
             yield episode
 
-    def frame_array(self) -> FrameArray:
-        """Return all decoded frames. The object is a new one after each change of the segments.
+    def frame_array(self, stream: str | None = None) -> FrameArray:
+        """Return all decoded frames of a stream, or of the only one.
+
+        The object is a new one after each change of the segments.
 
         Raises:
             ConfigError: The mode is ``direct``.
+            SpecError: There is no such stream, or there are several and none is named.
         """
+        name = self.spec.stream_name(stream) if self.spec.images else ""
         with self._lock:
-            if self._frame_array is None:
-                self._frame_array = self.backend.frame_array()
-            if self._frame_array is None:
-                raise ConfigError("direct replay has no frame array; set replay.mode to cache")
-            return self._frame_array
+            if name not in self._frame_arrays:
+                found = self.backend.frame_array(stream)
+                if found is None:
+                    raise ConfigError("direct replay has no frame array; set replay.mode to cache")
+                self._frame_arrays[name] = found
+            return self._frame_arrays[name]
 
     @property
     def steps_published(self) -> int:
@@ -475,6 +481,10 @@ class Sampler:
     def steps_by_collector(self) -> Mapping[str, int]:
         """The published steps by the name of the collector in the segments' names."""
         return self._tracker.published
+
+    def segments_of(self, number: int) -> set[str]:
+        """Return the names of the segments of a dataset that are sampled, or being loaded."""
+        return {name for dataset, name in tuple(self._tracker.followed) if dataset == number}
 
     @property
     def excluded(self) -> str:
@@ -629,7 +639,7 @@ class Sampler:
     def _index(self) -> None:
         """Number all transitions that may be sampled, and sample from these from now on."""
         eligibility, datasets = self._tracker.eligibility, len(self._tracker.datasets)
-        self._frame_array, self._newest = None, eligibility.newest
+        self._frame_arrays, self._newest = {}, eligibility.newest
         self._hashed = ""
         index = TransitionIndex.of(self.backend, eligibility, self.config.action_repeat)
         groups = group_draws(index, index.lengths, eligibility, self.config, datasets)

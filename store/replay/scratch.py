@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from avtd3.store.errors import StorageError, advice
+from avtd3.store.format.layout import frames_array
 from avtd3.store.replay.backend import Key
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
@@ -218,11 +219,16 @@ have taken, if it is needed; NaN where that is not known."""
 
 
 def row_types(spec: EpisodeSpec, *, frames: bool, labels: bool = False) -> dict[str, RowType]:
-    """Return the row type of ``numbers`` and, if `frames` and the spec has an image, ``frames``."""
+    """Return the row type of ``numbers`` and, with `frames`, of the frames of each stream.
+
+    They have the names of the arrays in segments: ``frames``, or ``frames_NAME``.
+    """
     width = ACTION + spec.action_size * (1 + labels) + spec.vector_size
     types = {"numbers": RowType(dtype=np.float32, shape=(width,))}
-    if frames and spec.image is not None:
-        types["frames"] = RowType(dtype=np.uint8, shape=spec.image.frame_shape)
+    if frames:
+        for stream, image in spec.images.items():
+            name = frames_array(spec, stream)
+            types[name] = RowType(dtype=np.uint8, shape=image.frame_shape)
     return types
 
 
@@ -269,9 +275,9 @@ class PrivateRows:
     def __getitem__(self, key: Key) -> slice:
         return self._ranges[key]
 
-    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
-        """Write frames of a segment from its row `start` on."""
-        self._scratch.write("frames", self[key].start + start, frames)
+    def put_frames(self, name: str, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+        """Write frames of a segment into an array, from the segment's row `start` on."""
+        self._scratch.write(name, self[key].start + start, frames)
 
     def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
         """Release the rows of some segments and assign rows to others.

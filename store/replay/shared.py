@@ -57,8 +57,11 @@ def directory_name(digest: str) -> str:
 class SharedDirectory:
     """The membership of this process in a shared directory."""
 
-    def __init__(self, path: Path) -> None:
-        """Create the directory, or join its processes; raise OSError if it cannot be shared."""
+    def __init__(self, path: Path, names: Iterable[str] = (FRAMES,)) -> None:
+        """Create the directory, or join its processes; raise OSError if it cannot be shared.
+
+        `names` are those of its files of frames, each of which begins with `FRAMES`.
+        """
         self.path = path
         self.lease = f"lease-{os.getpid()}-{secrets.token_hex(8)}"
         self._pid = os.getpid()
@@ -69,10 +72,11 @@ class SharedDirectory:
             fcntl.flock(self._lease_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._living() == {self.lease}:
                 # Killed processes, or a crash of the machine, left these files.
-                _remove(self._directory, (FRAMES, INDEX))
-            self.frames = _open(FRAMES, self._directory, os.O_CREAT)
-            opened.callback(os.close, self.frames)
-            self._files = opened.pop_all()
+                _remove(self._directory, (*_frame_files(self._directory), INDEX))
+            self.files = {name: _open(name, self._directory, os.O_CREAT) for name in names}
+            for file in self.files.values():
+                opened.callback(os.close, file)
+            self._opened = opened.pop_all()
         fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     @contextlib.contextmanager
@@ -119,7 +123,7 @@ class SharedDirectory:
                 _remove(self._directory, (self.lease,))
                 if living == {self.lease}:
                     _remove_all(self.path, self._directory)
-        self._files.close()
+        self._opened.close()
 
     def _living(self) -> set[str]:
         return {self.lease} | _living(self._directory, but=self.lease)
@@ -225,6 +229,10 @@ def _living(directory: int, but: str = "") -> set[str]:
     return living
 
 
+def _frame_files(directory: int) -> list[str]:
+    return [name for name in os.listdir(directory) if name.startswith(FRAMES)]
+
+
 def _remove(directory: int, names: tuple[str, ...]) -> None:
     for name in names:
         with contextlib.suppress(FileNotFoundError):
@@ -233,7 +241,7 @@ def _remove(directory: int, names: tuple[str, ...]) -> None:
 
 def _remove_all(path: Path, directory: int) -> None:
     """Remove an unused directory; the lock last, because processes may be waiting for it."""
-    _remove(directory, (FRAMES, INDEX, f"{INDEX}.new", LOCK))
+    _remove(directory, (*_frame_files(directory), INDEX, f"{INDEX}.new", LOCK))
     with contextlib.suppress(OSError):  # another process uses it again, or put a file there
         path.rmdir()
 
@@ -373,13 +381,14 @@ FLUSH_S = 0.5
 
 
 class SharedRows:
-    """Like `PrivateRows`, but the frames are in a file that several processes share."""
+    """Like `PrivateRows`, but the frames are in files that several processes share."""
 
     def __init__(self, scratch: Path, types: Mapping[str, RowType], digest: str) -> None:
         """Join the processes that share frames of one kind; raise OSError if impossible."""
-        own = {name: kind for name, kind in types.items() if name != "frames"}
-        self._own, self._kind = ScratchArrays(scratch, own), types["frames"]
-        self._frames: NDArray[Any] = np.empty((0, *self._kind.shape), self._kind.dtype)
+        own = {name: kind for name, kind in types.items() if not name.startswith(FRAMES)}
+        self._kinds = {name: kind for name, kind in types.items() if name not in own}
+        self._own = ScratchArrays(scratch, own)
+        self._frames = self._no_frames()
         self._contents: dict[Key, str] = {}
         self._ranges: dict[str, slice] = {}
         self._finished: list[str] = []
@@ -388,7 +397,7 @@ class SharedRows:
         self.rows = 0
         """Number of rows of all processes, as of the last `change`."""
         try:
-            self._home = SharedDirectory(scratch / directory_name(digest))
+            self._home = SharedDirectory(scratch / directory_name(digest), self._kinds)
         except OSError:
             self._own.close()
             raise
@@ -404,15 +413,15 @@ class SharedRows:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """See `PrivateRows`."""
-        return {**{name: self._own[name] for name in self._own}, "frames": self._frames}
+        return {**{name: self._own[name] for name in self._own}, **self._frames}
 
     def __getitem__(self, key: Key) -> slice:
         return self._ranges[self._contents[key]]
 
-    def put_frames(self, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
+    def put_frames(self, name: str, key: Key, start: int, frames: NDArray[np.uint8]) -> None:
         """See `PrivateRows`."""
         with full_disk_errors(self._home.path, frames.nbytes):
-            write_rows(self._home.frames, self[key].start + start, frames)
+            write_rows(self._home.files[name], self[key].start + start, frames)
 
     def change(self, gone: Iterable[Key], new: Mapping[Key, Segment]) -> None:
         """See `PrivateRows`."""
@@ -473,9 +482,12 @@ class SharedRows:
         """See `PrivateRows`."""
         self._leave()
         self._own.close()
-        self._frames = np.empty((0, *self._kind.shape), self._kind.dtype)
+        self._frames = self._no_frames()
         self._contents, self._ranges = {}, {}
         self.rows = self._mapped_rows = 0
+
+    def _no_frames(self) -> dict[str, NDArray[Any]]:
+        return {name: np.empty((0, *kind.shape), kind.dtype) for name, kind in self._kinds.items()}
 
     def _forget(self, keys: Iterable[Key]) -> list[str]:
         """Forget segments; return the contents that this process no longer wants."""
@@ -497,25 +509,25 @@ class SharedRows:
         return index
 
     def _reserve(self, before: int, rows: int) -> None:
-        """Make rows usable, in the shared file and in the files of this process."""
-        size = self._kind.size_bytes
-        more = (rows - before) * size
+        """Make rows usable, in the shared files and in the files of this process."""
+        more = (rows - before) * sum(kind.size_bytes for kind in self._kinds.values())
         if more > 0:
             check_room(self._home.path, more)
         with full_disk_errors(self._home.path, more):
             self._map(rows)
-            if more > 0:
-                allocate(self._home.frames, before * size, more)
+            for name, kind in self._kinds.items() if more > 0 else ():
+                size = kind.size_bytes
+                allocate(self._home.files[name], before * size, (rows - before) * size)
         self._own.reserve(rows)
 
     def _map(self, rows: int) -> None:
-        """Map the shared file far past its end; only while holding the lock or before any use."""
+        """Map the shared files far past their end; only with the lock, or before any use."""
         if rows <= self._mapped_rows:
             return
-        size = 2 * rows * self._kind.size_bytes
-        file = self._home.frames
-        if os.fstat(file).st_size < size:  # never shorter: other processes have mapped it
-            os.ftruncate(file, size)
-        flat = np.frombuffer(mmap.mmap(file, size), dtype=self._kind.dtype)
-        self._frames = flat.reshape((2 * rows, *self._kind.shape))
+        for name, kind in self._kinds.items():
+            size, file = 2 * rows * kind.size_bytes, self._home.files[name]
+            if os.fstat(file).st_size < size:  # never shorter: other processes have mapped it
+                os.ftruncate(file, size)
+            flat = np.frombuffer(mmap.mmap(file, size), dtype=kind.dtype)
+            self._frames[name] = flat.reshape((2 * rows, *kind.shape))
         self._mapped_rows = 2 * rows

@@ -293,7 +293,8 @@ def _check_datasets(datasets: Sequence[Dataset], config: ReplayConfig) -> list[D
         )
     first = datasets[0]
     for number, dataset in enumerate(datasets[1:], start=1):
-        if difference := first.spec.difference(dataset.spec):
+        ours, theirs = (each.spec.select(config.streams) for each in (first, dataset))
+        if difference := ours.difference(theirs):
             raise SpecError(
                 f"the spec of dataset {dataset.path} differs from that of {first.path} "
                 f"({difference}); use datasets with the same spec"

@@ -16,7 +16,7 @@ from avtd3.collect import foreign  # noqa: E402 - only where gymnasium is instal
 from avtd3.collect.collector import CollectConfig, collect  # noqa: E402
 from avtd3.collect.custom_world import check_environment  # noqa: E402
 from avtd3.collect.evaluator import EvaluateConfig, evaluate  # noqa: E402
-from avtd3.collect.foreign import ForeignCode, check_image  # noqa: E402
+from avtd3.collect.foreign import ForeignCode, check_images  # noqa: E402
 from avtd3.collect.gym_env import GymConfig, open_gym  # noqa: E402
 from avtd3.collect.rollout import MAX_EPISODE_STEPS  # noqa: E402
 from avtd3.learn.networks import MIN_IMAGE_SIDE  # noqa: E402
@@ -249,9 +249,9 @@ def test_a_channel_last_spec_of_a_user_is_refused():
 
 def test_the_learner_s_least_image_is_known_here():
     assert foreign.LEARNER_SIDE == MIN_IMAGE_SIDE
-    (notice,) = check_image("world", ImageSpec(height=35, width=84), "any order")
+    (notice,) = check_images("world", {"image": ImageSpec(height=35, width=84)}, "any order")
     assert "avtd3 learn needs at least 36" in notice
-    assert check_image("world", ImageSpec(height=36, width=36), "any order") == ()
+    assert check_images("world", {"image": ImageSpec(height=36, width=36)}, "any order") == ()
 
 
 def test_bounds_without_bounds_are_refused(tmp_path):

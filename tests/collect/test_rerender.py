@@ -1,5 +1,6 @@
 """`store render`: the same camera gives the same bytes, another one changes pictures alone."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -14,6 +15,7 @@ from avtd3.collect import CollectConfig, RoadConfig, ScenarioConfig, collect
 from avtd3.collect.rerender import check_pictures, rerender
 from avtd3.collect.sim.camera import CameraConfig
 from avtd3.collect.sim.scene import SceneChanges
+from avtd3.collect.sim.streams import StreamCamera
 from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
@@ -24,6 +26,7 @@ from avtd3.store.writer import WriterConfig
 pytestmark = pytest.mark.usefixtures("maps_without_own_process")
 
 CAMERA = CameraConfig(height=24, width=32)
+ONE = dataclasses.asdict(CAMERA)
 CONFIG = CollectConfig(
     scenario=ScenarioConfig(number=4, route_length_m=40.0, weather="random", networks=2),
     road=RoadConfig(camera=CAMERA),
@@ -187,8 +190,8 @@ def test_the_check_finds_a_picture_that_differs(copied):
     drawn: list[int] = []
     original = type(segment).frame_parts
 
-    def flipped(self):
-        for start, part in original(self):
+    def flipped(self, stream=None):
+        for start, part in original(self, stream):
             if not drawn:
                 part[0, 0, 3, 3] ^= 1
             drawn.append(start)
@@ -199,3 +202,82 @@ def test_the_check_finds_a_picture_that_differs(copied):
         report = check_pictures(copied)
     assert report.differing == 1
     assert "1 differ from the stored ones" in report.summary()
+
+
+STREAMS = {
+    "bev": {"kind": "bev", "height": 20, "width": 16, "stack": 1},
+    "gray": {},
+    "rgb": {"kind": "rgb", "height": 30, "width": 40},
+}
+
+
+@pytest.fixture(scope="module")
+def several(source, tmp_path_factory):
+    path = tmp_path_factory.mktemp("several") / "new"
+    report = rerender(source, path, SceneChanges(streams=STREAMS))
+    observations = sum(segment.observations for segment in segments(source))
+    assert (report.frames, report.problems) == (3 * observations, ())
+    return path
+
+
+def test_named_streams_make_a_dataset_of_format_2(source, several):
+    spec = Dataset.open(several).spec
+    assert spec.format_version == 2
+    shapes = {name: image.observation_shape for name, image in spec.images.items()}
+    assert shapes == {"bev": (5, 20, 16), "gray": (4, 24, 32), "rgb": (12, 30, 40)}
+    shared = ("episode_weather", "state_setup")
+    frames = ("frames", "frames_bev", "frames_gray", "frames_rgb")
+    assert contents(several, without=(*frames, *shared)) == contents(
+        source, without=(*frames, *shared)
+    )
+    for old, new in zip(segments(source), segments(several), strict=True):
+        np.testing.assert_array_equal(old.read_frames(), new.read_frames(stream="gray"))
+        assert "frames/zarr.json" not in new.files
+        new.verify()
+    assert not [f for f in audit([several]).findings if f.severity == "error"]
+
+
+def test_streams_are_drawn_again_byte_for_byte(several, tmp_path):
+    report = check_pictures(several)
+    assert (report.differing, report.problems) == (0, ())
+    same = tmp_path / "same"
+    rerender(several, same, SceneChanges())
+    assert contents(same) == contents(several)
+    fewer = tmp_path / "fewer"
+    rerender(several, fewer, SceneChanges(streams={"rgb": {"width": 20}}))
+    assert Dataset.open(fewer).spec.images["rgb"].frame_shape == (3, 30, 20)
+
+
+def test_collected_streams_equal_rendered_ones(source, several, tmp_path):
+    """The cameras of the live simulator, and those that draw from its states."""
+    cameras = {name: StreamCamera(**{**ONE, **changes}) for name, changes in STREAMS.items()}
+    config = dataclasses.replace(CONFIG, road=RoadConfig(streams=cameras))
+    collect(tmp_path / "live", config, episodes=5)
+    for live, drawn in zip(segments(tmp_path / "live"), segments(several), strict=True):
+        for stream in STREAMS:
+            np.testing.assert_array_equal(
+                live.read_frames(stream=stream), drawn.read_frames(stream=stream)
+            )
+    report = check_pictures(tmp_path / "live")
+    assert (report.differing, report.problems) == (0, ())
+
+
+def test_rendered_streams_are_compacted_and_rendered_again(several, tmp_path):
+    path = shutil.copytree(several, tmp_path / "d")
+    assert compact(path).merged_segments > 1
+    report = rerender(path, tmp_path / "new", SceneChanges(streams={"bev": {"height": 12}}))
+    assert (report.segments, report.problems) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"streams": {"rgb": {"size": 3}}}, "camera has no 'size'"),
+        ({"streams": {"rgb": {"kind": 3}}}, "camera.kind is 3"),
+        ({"streams": {"rgb": {"kind": "x"}}}, "expected one of gray, rgb"),
+        ({"streams": {"rgb": {}}, "camera": {"width": 20}}, "give each stream its own"),
+    ],
+)
+def test_impossible_streams_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        SceneChanges(**changes)

@@ -9,7 +9,6 @@ import numpy as np
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.events import Event
-from avtd3.store.format.layout import FORMAT_VERSION
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
@@ -26,7 +25,7 @@ EVENTS = (
 
 def main() -> None:
     """Write the dataset, if it is not there."""
-    path = Path(__file__).parent / f"events-v{FORMAT_VERSION}"
+    path = Path(__file__).parent / "events-v1"
     spec = EpisodeSpec(
         image=None,
         vector_names=("speed_mps",),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avtd3.learn.batch import BatchLoader, DeviceFrameCache, open_device_cache
+from avtd3.learn.batch import BatchLoader, DeviceFrameCache, open_device_caches
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -26,13 +26,15 @@ def dataset(world):
 
 def loader(cache=None, **config):
     replay = ReplayConfig(batch_size=16, **config)
-    return BatchLoader(replay, CPU, torch.float32, device_cache=cache)
+    return BatchLoader(
+        replay, CPU, torch.float32, device_caches={"image": cache} if cache else None
+    )
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_batches_are_those_that_the_host_gathers(world, tmp_path, n_step):
     config = ReplayConfig(batch_size=16, n_step=n_step, capacity=11)
-    cache = DeviceFrameCache(world.spec.image, CPU)
+    cache = DeviceFrameCache("image", world.spec.image, CPU)
     ours = dataset(world)
     theirs = copy.copy(ours)
     theirs.segments = list(ours.segments)
@@ -55,7 +57,7 @@ def test_batches_are_those_that_the_host_gathers(world, tmp_path, n_step):
 
 
 def test_frames_are_copied_once(world, tmp_path, monkeypatch):
-    cache = DeviceFrameCache(world.spec.image, CPU)
+    cache = DeviceFrameCache("image", world.spec.image, CPU)
     data = dataset(world)
     with Sampler(
         [data], ReplayConfig(batch_size=16), seed=0, scratch=tmp_path, gathers=False
@@ -87,12 +89,12 @@ def test_direct_replay_gathers_on_the_host(tmp_path, make_spec, publish_episodes
     with Sampler([data], config, seed=0, scratch=tmp_path, gathers=False) as sampler:
         drawn = sampler.sample()
         assert drawn.frames is not None
-        batch, _ = loader(DeviceFrameCache(spec.image, CPU)).load(sampler)
+        batch, _ = loader(DeviceFrameCache("image", spec.image, CPU)).load(sampler)
         assert batch.observation.pixels.shape == (4, 2, 8, 10)
 
 
 def test_a_device_without_room_is_named(world, tmp_path, monkeypatch):
-    cache = DeviceFrameCache(world.spec.image, CPU)
+    cache = DeviceFrameCache("image", world.spec.image, CPU)
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -109,10 +111,11 @@ def test_a_device_without_room_is_named(world, tmp_path, monkeypatch):
 
 
 def test_the_cache_is_for_images_on_another_device(world):
-    assert open_device_cache(world.spec.image, CPU, enabled=True) is None
-    assert open_device_cache(None, torch.device("cuda"), enabled=True) is None
-    assert open_device_cache(world.spec.image, torch.device("meta"), enabled=False) is None
-    assert open_device_cache(world.spec.image, torch.device("meta"), enabled=True) is not None
+    images, other = world.spec.images, torch.device("meta")
+    assert open_device_caches(images, CPU, enabled=True) == {}
+    assert open_device_caches({}, torch.device("cuda"), enabled=True) == {}
+    assert open_device_caches(images, other, enabled=False) == {}
+    assert open_device_caches(images, other, enabled=True).keys() == {"image"}
 
 
 def test_frame_rows_are_rows_of_the_frame_array(world, tmp_path):

@@ -143,7 +143,7 @@ def test_driving_equals_the_modules(make_spec, config, image, vector):
     with torch.no_grad():
         expected = actor(ObservationBatch(pixels=pixels, vector=vectors))[0]
     ours = SingleActor(actor)(
-        None if frames is None else frames[0], None if vectors is None else vectors[0]
+        [] if frames is None else [frames[0]], None if vectors is None else vectors[0]
     )
     np.testing.assert_allclose(ours.numpy(), expected.numpy(), rtol=1e-4, atol=1e-4)
 

@@ -1,6 +1,7 @@
 """What a policy looks at: gradients against finite differences, and pictures of them."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -27,10 +28,9 @@ def observation(make_spec, make_batch):
 
 
 def gradients_of(actor, observation):
-    found = ActionGradients.of(actor, observation, IMAGE)
-    assert found.pixels is not None
+    found = ActionGradients.of(actor, observation, [IMAGE])
     assert found.vector is not None
-    return found.pixels, found.vector
+    return found.pixels[0], found.vector
 
 
 def pre_tanh(actor, pixels, vector):
@@ -62,8 +62,8 @@ def test_the_actor_is_left_as_it_was(actor, observation):
     before = copy.deepcopy(actor.state_dict())
     random = torch.get_rng_state()
     with torch.no_grad():  # also where gradients are off
-        ActionGradients.of(actor, observation, IMAGE)
-        batch_pictures(actor, observation, IMAGE)
+        ActionGradients.of(actor, observation, [IMAGE])
+        batch_pictures(actor, observation, {"image": IMAGE})
     assert actor.training
     assert all(p.grad is None for p in actor.parameters())
     assert torch.equal(torch.get_rng_state(), random)
@@ -78,7 +78,7 @@ def test_an_actor_that_has_diverged_has_gradients_to_draw(actor, observation):
     found, _ = gradients_of(actor, observation)
     assert np.isfinite(found).all()
     assert found.max(initial=0.0) <= LARGEST
-    pictures = batch_pictures(actor, observation, IMAGE)
+    pictures = batch_pictures(actor, observation, {"image": IMAGE})
     assert {frame.dtype.name for frame in pictures.values()} == {"uint8"}
 
 
@@ -94,13 +94,32 @@ def test_maps_have_their_own_scale_and_show_where_the_gradient_is():
 
 
 def test_pictures_have_a_row_for_each_observation(actor, observation):
-    pictures = batch_pictures(actor, observation, IMAGE)
+    pictures = batch_pictures(actor, observation, {"image": IMAGE})
     assert pictures["images/observations"].shape == (3, 4 * 36, 2 * 40)
     assert pictures["images/saliency"].shape == (3, 4 * 36, (1 + 2) * 40)
     stack = observation.pixels[1].to(torch.uint8).numpy()
     np.testing.assert_array_equal(pictures["images/observations"][:, 36:72, :40], stack[:3])
     np.testing.assert_array_equal(pictures["images/observations"][:, 36:72, 40:], stack[3:])
     np.testing.assert_array_equal(pictures["images/saliency"][:, 36:72, :40], stack[3:])
+
+
+def test_each_stream_has_gradients_and_pictures(make_spec):
+    streams = {"far": IMAGE, "near": ImageSpec(height=36, width=44, stack=3, channels=8)}
+    spec = dataclasses.replace(make_spec(vector=3), streams=streams)
+    seeing_far = Actor(spec, dataclasses.replace(NETWORK, actor_inputs=("far", "v0")))
+    shapes = [image.observation_shape for image in streams.values()]
+    observation = ObservationBatch(
+        pixels=tuple(255 * torch.rand(5, *shape) for shape in shapes), vector=torch.randn(5, 3)
+    )
+    for actor, is_seen in ((Actor(spec, NETWORK), True), (seeing_far, False)):
+        far, near = ActionGradients.of(actor, observation, streams.values()).pixels
+        assert far.shape == (5, 2, 2, 36, 40)
+        assert near.shape == (5, 2, 3, 36, 44)
+        assert far.any()
+        assert near.any() == is_seen
+    pictures = batch_pictures(seeing_far, observation, streams)
+    assert pictures["images/observations/near"].shape == (3, 4 * 36, 3 * 44)
+    assert pictures["images/saliency/far"].shape == (3, 4 * 36, (1 + 2) * 40)
 
 
 def test_heat_lies_over_a_dark_grey_frame():

@@ -4,6 +4,7 @@ Run by `test_killed.py` in a process of its own, which has no threads and may fo
 are assertions here; the exit code says whether they hold.
 """
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,12 +13,15 @@ from pathlib import Path
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.maintenance.compact import compact
+from avtd3.store.maintenance.derive import upgrade
 from avtd3.store.maintenance.prune import PruneConfig, prune
 from avtd3.store.maintenance.relabel import relabel
 from avtd3.tests.store.maintenance.datasets import SPEC, files, fill, identity
+from avtd3.tests.store.segments import make_spec
 
 CALLS = ("mkdir", "rename", "link", "unlink", "rmdir", "fsync", "write", "open")
 SEGMENTS = [[3, 2], [4], [2]]
+STREAMS = make_spec(streams=("bev", "rgb"))
 
 
 def run_compact(root):
@@ -88,11 +92,26 @@ def check_prune(root, master, episodes, *, is_done):
         assert not any(dataset.staging_path.iterdir())
 
 
+def run_upgrade(root):
+    upgrade(root / "data", root / "new", stream="rgb")
+
+
 def check_relabel(root, master, episodes, *, is_done):
+    check_derived(root, master, episodes, Dataset.open(master / "data").spec, is_done=is_done)
+
+
+def check_upgrade(root, master, episodes, *, is_done):
+    old = Dataset.open(master / "data").spec
+    assert old.image is not None
+    spec = dataclasses.replace(old, image=None, streams={"rgb": old.image})
+    check_derived(root, master, episodes, spec, is_done=is_done)
+
+
+def check_derived(root, master, episodes, spec, *, is_done):
     assert files(root / "data") == {
         root / p.relative_to(master): b for p, b in files(master / "data").items()
     }
-    new = Dataset.create(root / "new", SPEC)
+    new = Dataset.create(root / "new", spec)
     found = new.snapshot()
     assert found.refused == ()
     for segment in found.segments:
@@ -104,18 +123,22 @@ def check_relabel(root, master, episodes, *, is_done):
 
 
 COMMANDS = {
-    "compact": (run_compact, check_compact),
-    "prune": (run_prune, check_prune),
-    "relabel": (run_relabel, check_relabel),
+    "compact": (run_compact, check_compact, SPEC),
+    "compact-streams": (run_compact, check_compact, STREAMS),
+    "prune": (run_prune, check_prune, SPEC),
+    "prune-streams": (run_prune, check_prune, STREAMS),
+    "relabel": (run_relabel, check_relabel, SPEC),
+    "relabel-streams": (run_relabel, check_relabel, STREAMS),
+    "upgrade": (run_upgrade, check_upgrade, SPEC),
 }
 
 
 def main(directory, name, stride):
     setattr(os, "fsync", lambda _: None)  # noqa: B010 - as in `arm`
     master, root = Path(directory) / "master", Path(directory) / "work"
-    dataset, _ = fill(master / "data", SEGMENTS, map_text="<OpenDRIVE/>")
+    run, check, spec = COMMANDS[name]
+    dataset, _ = fill(master / "data", SEGMENTS, spec, map_text="<OpenDRIVE/>")
     episodes = identity(dataset)
-    run, check = COMMANDS[name]
 
     def fresh():
         shutil.rmtree(root, ignore_errors=True)

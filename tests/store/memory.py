@@ -113,7 +113,7 @@ class MemorySegment:
             **columns,
         )
 
-    def read_frames(self, start=0, stop=None, out=None):
+    def read_frames(self, start=0, stop=None, out=None, *, stream=None):
         self.reads += 1
         stop = self.observations if stop is None else stop
         if out is None:
@@ -124,7 +124,7 @@ class MemorySegment:
             raise self.fault
         return out
 
-    def frame_parts(self):
+    def frame_parts(self, stream=None):
         frames = self.read_frames()
         yield 0, frames[:1]
         yield 1, frames[1:]

@@ -16,10 +16,19 @@ from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
 from avtd3.store.writer import SegmentWriter, WriterConfig
 
+STREAMS = {
+    "bev": ImageSpec(channels=2, height=4, width=4, stack=1),
+    "gray": ImageSpec(height=6, width=5),
+    "rgb": ImageSpec(channels=3, height=7, width=9, stack=2, stride=3),
+}
+"""Streams of a spec of format 2."""
 
-def make_spec(channels=1, height=6, width=5, vector=3, terms=2, image=True):
+
+def make_spec(channels=1, height=6, width=5, vector=3, terms=2, image=True, streams=()):
+    has_image = image and not streams
     return EpisodeSpec(
-        image=ImageSpec(channels=channels, height=height, width=width) if image else None,
+        image=ImageSpec(channels=channels, height=height, width=width) if has_image else None,
+        streams={name: STREAMS[name] for name in streams},
         vector_names=tuple(f"v{n}" for n in range(vector)),
         vector_scales=(1.0,) * vector,
         action_names=("steer", "throttle_brake"),
@@ -37,6 +46,7 @@ class Episode:
     info: dict[str, Any]
     """Keywords of `SegmentWriter.begin`."""
     frames: np.ndarray | None
+    streams: dict[str, np.ndarray]
     vector: np.ndarray | None
     action: np.ndarray
     terms: np.ndarray | None
@@ -61,6 +71,10 @@ def make_episode(spec, length, seed=0, **info):
     if spec.image is not None:
         shape = (length + 1, *spec.image.frame_shape)
         frames = rng.integers(0, 4, shape, dtype=np.uint8)  # compresses, so every chain is used
+    streams = {
+        name: rng.integers(0, 4, (length + 1, *image.frame_shape), dtype=np.uint8)
+        for name, image in spec.streams.items()
+    }
     if spec.vector_size:
         vector = rng.normal(size=(length + 1, spec.vector_size)).astype(np.float32)
     return Episode(
@@ -74,6 +88,7 @@ def make_episode(spec, length, seed=0, **info):
             **info,
         },
         frames=frames,
+        streams=streams,
         vector=vector,
         action=rng.uniform(-0.5, 0.5, (length, 2)).astype(np.float32),
         terms=terms,
@@ -112,6 +127,7 @@ def episode_table(**columns) -> EpisodeTable:
 def observation(episode, n):
     return Observation(
         image=None if episode.frames is None else episode.frames[n],
+        streams={name: frames[n] for name, frames in episode.streams.items()} or None,
         vector=None if episode.vector is None else episode.vector[n],
         frame_id=100 + n,
         sim_time_s=1.0 + 0.05 * n,
@@ -226,6 +242,11 @@ def assert_holds(dataset, episodes):
                 np.testing.assert_array_equal(columns["frames"][rows], want.frames)
                 np.testing.assert_array_equal(
                     segment.read_frames(rows.start, rows.stop), want.frames
+                )
+            for name, frames in want.streams.items():
+                np.testing.assert_array_equal(columns[f"frames_{name}"][rows], frames)
+                np.testing.assert_array_equal(
+                    segment.read_frames(rows.start, rows.stop, stream=name), frames
                 )
             if want.vector is not None:
                 np.testing.assert_array_equal(columns["vector"][rows], want.vector)

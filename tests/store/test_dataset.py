@@ -18,6 +18,7 @@ from avtd3.store.errors import (
     SpecError,
     StorageError,
 )
+from avtd3.store.format.layout import FORMAT_VERSION
 from avtd3.tests.store.segments import feed, make_episode, make_spec, make_writer, write_dataset
 
 SPEC = make_spec()
@@ -184,9 +185,10 @@ def test_a_segment_is_not_a_dataset(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"format_version": 2}, FormatVersionError, "install a newer avtd3"),
+        ({"format_version": FORMAT_VERSION + 1}, FormatVersionError, "install a newer avtd3"),
         ({"format_version": "1"}, DatasetError, "format_version"),
         ({"format_version": True}, DatasetError, "format_version"),
+        ({"format_version": 2}, DatasetError, "the spec is one of format 1"),
         ({"format_version": 0}, DatasetError, "format_version"),
         ({"spec_digest": "0" * 64}, DatasetError, "edited"),
         ({"spec_digest": None}, DatasetError, "edited"),

@@ -113,7 +113,7 @@ def test_what_the_spec_does_not_have_is_an_error_that_says_so(tmp_path):
     spec = make_spec(image=False, terms=0)
     dataset = write_dataset(tmp_path / "d", spec, [make_episode(spec, 2)])
     (episode,) = dataset.episodes()
-    with pytest.raises(SpecError, match="no array 'frames'"):
+    with pytest.raises(SpecError, match="no stream was named"):
         _ = episode.frames
     with pytest.raises(SpecError, match="no array 'reward_terms'"):
         _ = episode.reward_terms

@@ -18,11 +18,23 @@ def kill_everywhere(directory, command, stride):
     assert int(points) > int(calls) // stride
 
 
-def test_killed_around_every_rename_of_a_compaction(tmp_path):
-    kill_everywhere(tmp_path, "compact", 1000)
+@pytest.mark.parametrize("command", ["compact", "compact-streams", "upgrade"])
+def test_killed_around_every_rename(tmp_path, command):
+    kill_everywhere(tmp_path, command, 1000)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["compact", "prune", "relabel"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "compact",
+        "prune",
+        "relabel",
+        "compact-streams",
+        "prune-streams",
+        "relabel-streams",
+        "upgrade",
+    ],
+)
 def test_killed_at_a_third_of_all_system_calls(tmp_path, command):
     kill_everywhere(tmp_path, command, 3)

@@ -105,11 +105,12 @@ def read_what_is_gone_as_zeros(patch):
     """As Zarr does."""
     real = Segment.read_frames
 
-    def read_frames(self, *args):
+    def read_frames(self, *args, **options):
         try:
-            return real(self, *args)
+            return real(self, *args, **options)
         except SegmentNotFoundError:
-            return np.zeros((self.observations, *self.spec.image.frame_shape), np.uint8)
+            image = self.spec.image_of(options.get("stream"))
+            return np.zeros((self.observations, *image.frame_shape), np.uint8)
 
     patch.setattr(Segment, "read_frames", read_frames)
 

@@ -23,7 +23,7 @@ from avtd3.store.errors import (
 from avtd3.store.files import sha256
 from avtd3.store.format import arrays
 from avtd3.store.format.codec import FrameCodec, seal
-from avtd3.store.format.layout import raw_bytes, segment_arrays
+from avtd3.store.format.layout import FORMAT_VERSION, raw_bytes, segment_arrays
 from avtd3.store.format.manifest import FileEntry, Limits, read_manifest
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -436,7 +436,7 @@ def test_a_manifest_that_claims_the_moon_allocates_nothing(dataset):
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"format_version": 2}, FormatVersionError),
+        ({"format_version": FORMAT_VERSION + 1}, FormatVersionError),
         ({"format_version": "1"}, SegmentCorruptError),
         ({"episodes": -1}, SegmentCorruptError),
         ({"steps": 1.5}, SegmentCorruptError),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from avtd3.collect.carla.car import Grayscale
+from avtd3.collect.carla.car import Colour, Grayscale, Semantic
 
 
 def test_a_pixel_is_the_weighted_mean_of_a_square():
@@ -35,3 +35,25 @@ def test_pictures_agree_with_a_slow_formula(supersample):
 def test_gray_stays_what_it_is(level):
     bgra = np.full(4 * 4 * 4, level, np.uint8)
     assert (Grayscale(2, 2, 2)(bgra) == level).all()
+
+
+@pytest.mark.parametrize("supersample", [1, 2, 3])
+def test_colour_is_red_green_and_blue(supersample):
+    shape = (5, supersample, 7, supersample, 4)
+    bgra = np.random.default_rng(supersample).integers(0, 256, shape, np.uint8)
+    planes = Colour(5, 7, supersample)(bgra.reshape(-1))
+    means = bgra.astype(np.float64).mean(axis=(1, 3))
+    for plane, channel in zip(planes, (2, 1, 0), strict=True):
+        assert np.abs(plane - means[..., channel]).max() <= 0.501
+
+
+def test_masks_are_the_shares_of_the_tags():
+    tags = np.array([[1, 24], [24, 11]], np.uint8)  # road, lines, sky
+    bgra = np.zeros((2, 2, 4), np.uint8)
+    bgra[..., 2] = tags
+    assert Semantic(1, 1, 2)(bgra.reshape(-1))[:, 0, 0].tolist() == [64, 128, 0, 64, 0]
+    single = Semantic(2, 2, 1)(bgra.reshape(-1))
+    assert single[0].tolist() == [[255, 0], [0, 0]]
+    assert single[1].tolist() == [[0, 255], [255, 0]]
+    other = np.full((2, 2, 4), 3, np.uint8)  # a building
+    assert not Semantic(2, 2, 1)(other.reshape(-1)).any()

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import strategies as st
 
 from avtd3.collect.maps.scenarios import scenario
-from avtd3.collect.sim.camera import CameraConfig
+from avtd3.collect.sim.camera import Camera, CameraConfig
 from avtd3.collect.sim.scene import (
     Scene,
     SceneChanges,
     SceneRenderer,
     pose_steps,
-    visible_boxes,
 )
+from avtd3.collect.sim.streams import visible_boxes
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.maps import publish_map
@@ -44,7 +44,7 @@ def drive(world, number, seed, steps, **changes):
 def redraw(folder, record, changes=None, seed=0):
     scene = Scene.parse(record.setup)
     scene = scene if changes is None else changes.apply(scene, seed)
-    return list(SceneRenderer(folder).frames(scene, record))
+    return [drawn["image"] for drawn in SceneRenderer(folder).frames(scene, record)]
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +70,22 @@ def test_two_thousand_pictures_are_drawn_again_without_a_differing_byte(world, t
         publish_map(tmp_path, record.map_text)
         drawn = renderer.frames(Scene.parse(record.setup), record)
         for live, again in zip(frames, drawn, strict=True):
-            assert live.tobytes() == again.tobytes()
+            assert live.tobytes() == again["image"].tobytes()
             count += 1
     assert count >= 2000
 
 
 def test_a_wide_camera_sees_the_vehicles_beside_it(tmp_path):
-    wide = RoadWorld(RoadConfig(camera=CameraConfig(field_of_view_deg=140.0, height=32, width=48)))
+    camera = CameraConfig(field_of_view_deg=140.0, height=32, width=48)
+    wide = RoadWorld(RoadConfig(camera=camera))
     frames, record = drive(wide, 4, 0, 40, networks=1)
     publish_map(tmp_path, record.map_text)
     assert [f.tobytes() for f in redraw(tmp_path, record)] == [f.tobytes() for f in frames]
     aside = pose_steps(np.array([5.0 + 12.0j]), np.array([1.0 + 0.0j])).tolist()
     shapes = [(4.5, 1.8, 1.5, 0.5)]
     here = (0.0, 0.0, 0.0)
-    assert visible_boxes(here, aside, shapes, [0], wide._camera.slope)
-    assert not visible_boxes(here, aside, shapes, [0], RoadWorld()._camera.slope)
+    assert visible_boxes(here, aside, shapes, [0], Camera(camera).slope)
+    assert not visible_boxes(here, aside, shapes, [0], Camera(CameraConfig()).slope)
 
 
 def test_the_live_picture_does_not_depend_on_the_record(world):

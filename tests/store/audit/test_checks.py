@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avtd3.store.audit.checks import SEGMENT_CHECKS, CheckLimits, check_values, episode_bounds
+from avtd3.store.audit.checks import (
+    FRAME_CHECKS,
+    SEGMENT_CHECKS,
+    CheckLimits,
+    check_values,
+    episode_bounds,
+)
 from avtd3.store.audit.findings import CHECKS
 from avtd3.store.audit.segment_data import BLOCK_BYTES, FrameFeatures, SegmentData, scan_frames
 from avtd3.store.spec import EpisodeSpec, ImageSpec
@@ -57,11 +63,13 @@ def data():
     return SegmentData(
         spec=SPEC,
         vector=np.linspace(0.5, 0.6, 2 * observations, dtype=np.float32).reshape(-1, 2),
-        frames=FrameFeatures(
-            mean=np.full(observations, 90.0, np.float32),
-            spread=np.full(observations, 200, np.uint8),
-            repeated=np.zeros(observations, bool),
-        ),
+        streams={
+            "image": FrameFeatures(
+                mean=np.full(observations, 90.0, np.float32),
+                spread=np.full(observations, 200, np.uint8),
+                repeated=np.zeros(observations, bool),
+            )
+        },
         frame_id=100 + 2 * np.arange(observations),
         sim_time=1e6 + 0.05 * within,
         action=rng.uniform(0.0, 1.0, (steps, 2)).astype(np.float32),
@@ -97,7 +105,7 @@ def set_episode(name, row, value):
 
 def set_feature(name, row, value):
     def plant(data):
-        getattr(data.frames, name)[row] = value
+        getattr(data.streams["image"], name)[row] = value
 
     return plant
 
@@ -117,7 +125,7 @@ def repeat_frame_number(data):
 
 
 def freeze(data):
-    data.frames.repeated[7:11] = True  # 4 repetitions: 5 equal frames
+    data.streams["image"].repeated[7:11] = True  # 4 repetitions: 5 equal frames
 
 
 # Episode 1 has steps 3..14 and observations 4..16.
@@ -156,7 +164,7 @@ def test_planted_fault_is_the_only_one(data, check):
 
 def test_every_fault_has_its_entry_in_the_catalogue():
     assert FAULTS.keys() <= CHECKS.keys()
-    names = {check.__name__.replace("_", "-") for check in SEGMENT_CHECKS}
+    names = {check.__name__.replace("_", "-") for check in (*SEGMENT_CHECKS, *FRAME_CHECKS)}
     assert FAULTS.keys() <= names <= CHECKS.keys()
 
 
@@ -189,19 +197,19 @@ def test_a_still_picture_without_a_speed_is_reported(data):
 
 
 def test_a_still_picture_does_not_run_over_from_one_episode_to_the_next(data):
-    data.frames.repeated[14:20] = True  # 3 equal frames in episode 1 and 3 in episode 2
+    data.streams["image"].repeated[14:20] = True  # 3 equal frames in episode 1 and 3 in episode 2
     assert {fault.check for fault in faults_of(data)} == {"frame-stale"}
 
 
 def test_a_black_picture_is_reported_once(data):
-    data.frames.mean[4:17] = 0.0
-    data.frames.spread[4:17] = 0
-    data.frames.repeated[5:17] = True
+    data.streams["image"].mean[4:17] = 0.0
+    data.streams["image"].spread[4:17] = 0
+    data.streams["image"].repeated[5:17] = True
     assert [fault.check for fault in faults_of(data)] == ["black-frames"]
 
 
 def test_vector_only_data_without_terms_is_checked(data):
-    plain = dataclasses.replace(data, frames=None, reward_terms=None)
+    plain = dataclasses.replace(data, streams={}, reward_terms=None)
     assert faults_of(plain, dataclasses.replace(SPEC, image=None, reward_terms=())) == []
 
 

@@ -76,7 +76,7 @@ def test_a_course_that_hardly_changes_has_no_hash():
     data = SegmentData(
         spec=SPEC,
         vector=vector.astype(np.float32),
-        frames=None,
+        streams={},
         frame_id=np.arange(213),
         sim_time=np.arange(213.0),
         action=np.zeros((210, 2), np.float32),

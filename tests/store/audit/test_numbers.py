@@ -119,11 +119,13 @@ def segments(draw):
     data = SegmentData(
         spec=spec,
         vector=repeated(singles, (rows, 2)),
-        frames=FrameFeatures(
-            mean=np.resize(np.array([0.0, 255.0, 128.0], np.float32), rows),
-            spread=np.resize(np.array([0, 255, 7], np.uint8), rows),
-            repeated=np.resize([False, True, True], rows),
-        ),
+        streams={
+            "image": FrameFeatures(
+                mean=np.resize(np.array([0.0, 255.0, 128.0], np.float32), rows),
+                spread=np.resize(np.array([0, 255, 7], np.uint8), rows),
+                repeated=np.resize([False, True, True], rows),
+            )
+        },
         frame_id=repeated(wholes, rows, np.int64),
         sim_time=repeated(doubles, rows, np.float64),
         action=repeated(singles, (steps, 1)),
@@ -163,7 +165,7 @@ def test_an_advance_that_does_not_fit_into_64_bits_has_the_right_sign():
     data = SegmentData(
         spec=spec,
         vector=np.zeros((3, 1), np.float32),
-        frames=None,
+        streams={},
         frame_id=np.array([-(2**63), 2**63 - 1, 5]),
         sim_time=np.arange(3.0),
         action=np.zeros((2, 1), np.float32),

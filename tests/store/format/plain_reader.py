@@ -1,4 +1,4 @@
-"""A reader of datasets of format 1, written from docs/format.md alone, with zarr and numpy."""
+"""A reader of datasets, written from docs/format.md alone, with zarr and numpy."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def canonical_digest(document: Any) -> str:
 def check_segment(path: Path, spec_digest: str) -> None:
     manifest = json.loads((path / "MANIFEST.json").read_text())
     digest = manifest.pop("digest")
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] in (1, 2)
     assert digest == canonical_digest(manifest)
     assert manifest["segment_id"] == path.name
     assert manifest["spec_digest"] == spec_digest
@@ -45,7 +45,7 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
         if categories is not None:
             arrays[f"episode_{name}"] = [categories[code] for code in arrays[f"episode_{name}"]]
     steps = ("action", "reward", "reward_terms", "terminated", "truncated")
-    observations = ("frames", "vector", "frame_id", "sim_time")
+    observations = ("vector", "sim_time", *(name for name in arrays if name.startswith("frame")))
     for i, length in enumerate(arrays["episode_length"]):
         offset = arrays["episode_offset"][i]
         episode = {name: arrays[f"episode_{name}"][i] for name in COLUMNS}
@@ -57,7 +57,7 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
 def read_dataset(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The spec and all episodes, in order."""
     ours = json.loads((path / "zarr.json").read_text())["attributes"]["avtd3"]
-    assert ours["format_version"] == 1
+    assert ours["format_version"] == (2 if "streams" in ours["spec"] else 1)
     assert ours["spec_digest"] == canonical_digest(ours["spec"])
     found: list[dict[str, Any]] = []
     for segment in sorted((path / "segments").iterdir()):
@@ -67,7 +67,7 @@ def read_dataset(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return ours["spec"], found
 
 
-def stacks(frames: Any, count: int) -> Any:
+def stacks(frames: Any, count: int, stride: int = 1) -> Any:
     """uint8 (T + 1, K, C, H, W): each observation's frames, clamped to the episode's first."""
-    rows = np.arange(len(frames))[:, None] + np.arange(1 - count, 1)
+    rows = np.arange(len(frames))[:, None] + stride * np.arange(1 - count, 1)
     return frames[np.maximum(rows, 0)]

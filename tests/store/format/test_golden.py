@@ -10,6 +10,7 @@ from avtd3.store.format.layout import FORMAT_VERSION
 from avtd3.tests.golden.make_dataset import (
     LENGTHS,
     golden_action,
+    golden_colour,
     golden_frame,
     golden_info,
     golden_spec,
@@ -30,11 +31,14 @@ def test_every_format_has_its_golden_dataset():
 @pytest.mark.parametrize("version", range(1, FORMAT_VERSION + 1))
 def test_old_bytes_are_read(version):
     dataset = Dataset.open(GOLDEN / f"dataset-v{version}")
-    assert dataset.spec == golden_spec()
+    assert dataset.spec == golden_spec(version)
+    assert dataset.spec.format_version == version
     (segment,) = dataset.snapshot().segments
     segment.verify()
+    frames = [golden_frame(*row) for row in ROWS]
+    streams = {"frames_front": frames, "frames_rgb": [golden_colour(*row) for row in ROWS]}
     want = {
-        "frames": [golden_frame(*row) for row in ROWS],
+        **({"frames": frames} if version == 1 else streams),
         "vector": [golden_vector(*row) for row in ROWS],
         "frame_id": [1000 * e + row for e, row in ROWS],
         "sim_time": [0.05 * row for _, row in ROWS],

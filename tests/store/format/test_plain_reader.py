@@ -14,11 +14,12 @@ from avtd3.store.maintenance.pins import pin
 from avtd3.tests.store.format import plain_reader
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "dataset-v1"
+GOLDEN = Path(__file__).parents[2] / "golden"
 SPECS = {
     "all": make_spec(channels=3),
     "no image": make_spec(image=False),
     "image only": make_spec(vector=0, terms=0),
+    "streams": make_spec(streams=("bev", "gray", "rgb")),
 }
 
 
@@ -33,7 +34,7 @@ def assert_agree(dataset):
             begin, length = int(table.offset[i]), int(table.length[i])
             for name in set(segment.names) & episode.keys():
                 rows = slice(begin, begin + length)
-                if name in ("frames", "vector", "frame_id", "sim_time"):
+                if name.startswith("frame") or name in ("vector", "sim_time"):
                     rows = slice(begin + i, begin + i + length + 1)
                 np.testing.assert_array_equal(episode[name], segment.read(name)[rows])
             row = table.row(i)
@@ -50,8 +51,9 @@ def test_it_reads_what_the_writer_writes(tmp_path, kind, codec):
     assert_agree(write_dataset(tmp_path / "d", spec, episodes, codec=codec, segment_steps=4))
 
 
-def test_it_reads_the_golden_dataset():
-    assert_agree(Dataset.open(GOLDEN))
+@pytest.mark.parametrize("version", [1, 2])
+def test_it_reads_the_golden_datasets(version):
+    assert_agree(Dataset.open(GOLDEN / f"dataset-v{version}"))
 
 
 def test_files_of_audits_and_maintenance_are_not_data(tmp_path):
@@ -69,6 +71,8 @@ def test_it_stacks_frames_as_the_specification_says():
     frames = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
     stacked = plain_reader.stacks(frames, 3)[:, :, 0, 0, 0]
     assert stacked.tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
+    strided = plain_reader.stacks(frames, 2, 2)[:, :, 0, 0, 0]
+    assert strided.tolist() == [[0, 0], [0, 1], [0, 2], [1, 3]]
 
 
 def test_it_needs_zarr_and_numpy_and_sixty_lines():

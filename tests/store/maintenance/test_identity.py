@@ -56,7 +56,9 @@ def test_one_bit_of_any_row_changes_its_episode_and_no_other(
     frames = segment.read_frames()
     values = flip(frames if name == "frames" else segment.read(name), row)
     if name == "frames":
-        monkeypatch.setattr(Segment, "read_frames", lambda _, start, stop: values[start:stop])
+        monkeypatch.setattr(
+            Segment, "read_frames", lambda _, start, stop, stream: values[start:stop]
+        )
     else:
         read = Segment.read
         monkeypatch.setattr(Segment, "read", lambda s, n: values if n == name else read(s, n))

@@ -302,5 +302,5 @@ def test_large_frames_become_small_pictures(tmp_path):
     path = tmp_path / "data"
     write_dataset(path, spec, [make_episode(spec, 2)])
     (episode,) = choose_episodes([path])
-    assert episode.size == (168, 101)
-    assert sum(map(len, episode.images)) < 200_000
+    assert episode.strips[0].size == (168, 101)
+    assert sum(len(image) for strip in episode.strips for image in strip.images) < 200_000

@@ -31,9 +31,9 @@ class Gate:
         self._whole = segment.frame_parts
         segment.frame_parts = self
 
-    def __call__(self):
+    def __call__(self, stream=None):
         assert self.opened.wait(60)
-        return self._whole()
+        return self._whole(stream)
 
 
 def three(world):

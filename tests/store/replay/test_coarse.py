@@ -93,7 +93,7 @@ def write(path, spec, drives):
 def assert_same(ours, theirs):
     for field in dataclasses.fields(ours):
         one, other = getattr(ours, field.name), getattr(theirs, field.name)
-        if field.name == "frame_rows":
+        if field.name in ("frame_rows", "streams", "strides"):
             continue  # the same frames are in other rows
         if one is None or other is None or one.dtype != np.float32:
             np.testing.assert_array_equal(one, other)

@@ -94,7 +94,7 @@ def test_what_is_published_and_what_is_too_old_is_followed(tmp_path):
 @pytest.mark.usefixtures("decoder")
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch, chunk_frames):
     dataset = make_dataset(tmp_path / "d", codec=FrameCodec(chunk_frames=chunk_frames))
-    monkeypatch.setattr("avtd3.store.replay.direct.ShardFiles", lambda: ShardFiles(2))
+    monkeypatch.setattr("avtd3.store.replay.direct.ShardFiles", lambda _: ShardFiles(2))
     with (
         open_sampler(dataset, tmp_path, "cache") as cache,
         open_sampler(dataset, tmp_path, "direct") as direct,
@@ -102,7 +102,7 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch, chunk_frames):
         assert len(dataset.snapshot().segments) > 2
         for _ in range(20):
             assert content(cache.sample()) == content(direct.sample())
-            assert len(direct.backend.frames._files) <= 2
+            assert len(direct.backend.frames["image"]._files) <= 2
 
 
 @pytest.mark.parametrize("frames", [1, 7, 50])

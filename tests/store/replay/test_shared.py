@@ -119,10 +119,10 @@ def test_two_that_want_the_same_segments_divide_the_decoding(tmp_path):
         turns = itertools.count()
         for segment in own:
 
-            def read(turns=turns, whole=segment.frame_parts):
+            def read(stream, turns=turns, whole=segment.frame_parts):
                 if next(turns) == 0:
                     both.wait()
-                return whole()
+                return whole(stream)
 
             segment.frame_parts = read
     with ThreadPoolExecutor(2) as pool:
@@ -150,9 +150,9 @@ def test_each_of_two_may_have_a_damaged_copy_of_what_the_other_wants(tmp_path):
     for own, bad in ((ours, 0), (theirs, 7)):
         whole = own[bad].frame_parts
 
-        def read(whole=whole):
+        def read(stream, whole=whole):
             failed.wait()
-            return whole()
+            return whole(stream)
 
         own[bad].frame_parts = read
     with ThreadPoolExecutor(2) as pool:

@@ -27,6 +27,7 @@ def definitions():
             ("walker.pedestrian.0001", _sensor("pedestrian")),
             ("walker.pedestrian.0002", _sensor("pedestrian")),
             ("sensor.camera.rgb", _camera()),
+            ("sensor.camera.semantic_segmentation", _camera()),
             ("sensor.other.collision", _sensor()),
             ("sensor.other.lane_invasion", _sensor()),
         )

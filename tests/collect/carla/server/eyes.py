@@ -8,8 +8,12 @@ import numpy as np
 from avtd3.collect.maps.weather import Weather
 from avtd3.collect.sim.boxes import Box
 from avtd3.collect.sim.camera import Camera
+from avtd3.collect.sim.streams import SemanticCamera
 from avtd3.tests.collect.plain import STEADY
 
+TAGGED = "sensor.camera.semantic_segmentation"
+CAMERAS = ("sensor.camera.rgb", TAGGED)
+_TAGS = np.array([1, 24, 10, 11, 14], np.uint8)  # road, marking, terrain, sky, car
 _SEES_M = 80.0
 _LOWEST_M, _HIGHEST_M = 0.3, 30.0
 _PITCH_DEG = (-20.0, 45.0)
@@ -23,7 +27,8 @@ class Eye:
     roll is ignored.
     """
 
-    def __init__(self, attributes, pose):
+    def __init__(self, attributes, pose, *, sees_tags=False):
+        self.sees_tags = sees_tags
         self.field_of_view_deg = float(attributes["fov"])
         self.config = dataclasses.replace(
             STEADY,
@@ -36,11 +41,11 @@ class Eye:
             pitch_deg=min(max(-pose[3], _PITCH_DEG[0]), _PITCH_DEG[1]),
             noisy_share=0.0,
         )
-        self._camera = Camera(self.config)
+        self._camera = (SemanticCamera if sees_tags else Camera)(self.config)
         self._shown = None
 
     def look(self, pose, raster, weather, cars):
-        """Return a picture of the ground and of cars, uint8 (H, W)."""
+        """Return a picture of the ground and of cars, uint8 (H, W): gray, or numbers of tags."""
         if self._shown != (id(raster), weather):
             self._camera.reset(raster, seen_weather(weather), np.random.default_rng(_SEED))
             self._shown = (id(raster), weather)
@@ -52,7 +57,8 @@ class Eye:
             # A camera is inside its own car, or so close that the car is not visible.
             if abs(at) < _SEES_M and at.real > 0.0 and not _holds(car, x, y):
                 boxes.append(_box(car, at, yaw))
-        return self._camera.render(x, y, yaw, boxes)[0]
+        seen = self._camera.render(x, y, yaw, boxes)
+        return _TAGS.take(seen.argmax(axis=0)) if self.sees_tags else seen[0]
 
 
 def _holds(car, x, y):

@@ -7,7 +7,7 @@ import time
 import msgpack
 import numpy as np
 
-COLLISION, RGB_CAMERA, SNAPSHOT = 0, 13, 17
+COLLISION, RGB_CAMERA, SEMANTIC_CAMERA, SNAPSHOT = 0, 13, 14, 17
 """Sensor types, as numbered in the client's registry."""
 SNAPSHOT_STREAM = 1
 
@@ -78,12 +78,13 @@ def header(kind, simulation, pose):
     return _HEADER.pack(kind, simulation.frame, simulation.elapsed_s, *pose)
 
 
-def picture(simulation, pose, gray, field_of_view_deg):
-    """Return the message of a gray picture uint8 (H, W), as B, G, R and opaque."""
+def picture(simulation, pose, gray, eye):
+    """Return the message of an eye's picture uint8 (H, W), as equal B, G, R and opaque."""
     height, width = gray.shape
     pixels = np.full((height, width, 4), 255, np.uint8)
     pixels[..., :3] = gray[..., None]
-    head = header(RGB_CAMERA, simulation, pose) + _PICTURE.pack(width, height, field_of_view_deg)
+    kind = SEMANTIC_CAMERA if eye.sees_tags else RGB_CAMERA
+    head = header(kind, simulation, pose) + _PICTURE.pack(width, height, eye.field_of_view_deg)
     return head + pixels.tobytes()
 
 

@@ -9,7 +9,7 @@ from avtd3.collect.maps.contact import rectangles_overlap
 from avtd3.tests.collect.carla.server import packing
 from avtd3.tests.collect.carla.server.actors import NO_LIGHT, Actor, Car, Light, Sensor, Walker
 from avtd3.tests.collect.carla.server.blueprints import SIZES_M, definitions
-from avtd3.tests.collect.carla.server.eyes import Eye
+from avtd3.tests.collect.carla.server.eyes import CAMERAS, TAGGED, Eye
 from avtd3.tests.collect.carla.server.maps import DEFAULT, OPENDRIVE
 
 TAKEN = "Spawn failed because of collision at spawn position"
@@ -108,9 +108,9 @@ class Simulation:
         if parent_id and parent is None:
             raise Refused(f"unable to attach: parent {parent_id} not found")
         sensor = Sensor(next(self._ids), description, pose, parent)
-        if kind == "sensor.camera.rgb":
+        if kind in CAMERAS:
             try:
-                self._eyes[sensor.id] = Eye(sensor.attributes, pose)
+                self._eyes[sensor.id] = Eye(sensor.attributes, pose, sees_tags=kind == TAGGED)
             except ValueError as error:
                 raise Refused(str(error)) from error
             self._ballast_more()
@@ -218,7 +218,7 @@ class Simulation:
                 continue
             gray = eye.look(sensor.pose, self.map.raster, self.weather, cars)
             gray = gray[self.faults.camera_rows_lost :]
-            message = packing.picture(self, sensor.pose, gray, eye.field_of_view_deg)
+            message = packing.picture(self, sensor.pose, gray, eye)
             if self.faults.camera_repeats and number in self._last_pictures:
                 self._late.append((self.ticks, number, self._last_pictures[number]))
             self._last_pictures[number] = message
