@@ -4,6 +4,7 @@ Run it once for each new format version and commit what it writes; those of a re
 never made again. Both come out of a real run on a dataset of formulas.
 """
 
+import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
@@ -78,20 +79,26 @@ def write_golden_data(path: Path) -> EpisodeSpec:
 
 
 def main() -> None:
-    """Write the checkpoint and the policy of this version, if they are not there."""
+    """Write what is missing of the checkpoint and the policy of the newest versions.
+
+    A policy has version 2 only if the frames of its stack are not consecutive.
+    """
     golden = Path(__file__).parent
     checkpoint = golden / f"checkpoint-v{FORMAT_VERSION}"
     policy = golden / f"policy-v{POLICY_VERSION}"
-    for path in (checkpoint, policy):
-        if path.exists():
-            raise SystemExit(f"{path} exists; it is never made again")
+    if checkpoint.exists() and policy.exists():
+        raise SystemExit(f"{checkpoint} and {policy} exist; they are never made again")
     with tempfile.TemporaryDirectory() as place:
         data, run = Path(place, "data"), Path(place, "run")
         write_golden_data(data)
-        train(golden_config(), datasets=[data], run=run)
+        config = golden_config()
+        replay = dataclasses.replace(config.replay, stack_stride=POLICY_VERSION)
+        train(dataclasses.replace(config, replay=replay), datasets=[data], run=run)
         (made,) = list_checkpoints(run / "checkpoints")
-        shutil.copytree(made, checkpoint / made.name)
-        shutil.copytree(run / "policies", policy)
+        if not checkpoint.exists():
+            shutil.copytree(made, checkpoint / made.name)
+        if not policy.exists():
+            shutil.copytree(run / "policies", policy)
 
 
 if __name__ == "__main__":
