@@ -2,13 +2,14 @@
 
     python bench/option_study.py [--options plain,bc,...] [--preset full_state] [--side 48]
         [--steps 30000] [--updates 1500] [--episodes 20] [--seeds 3] [--out docs]
-        [--work option-study]
+        [--set learn.network.shared_encoder=true ...] [--work option-study]
 
 For each seed, data are collected once; each option is trained on them with that seed, with one
 thread, and its last policy drives the held-out roads. *plain* is the preset itself, with learning
 rates that fall over the last half. The difference of an option from *plain* has the 95 % interval
-of a t test over pairs of runs with the same seed. Runs that have a score in ``--work`` are not
-repeated. It writes ``option-study.md``.
+of a t test over pairs of runs with the same seed. The option *carl* is the preset with other
+rewards for the same data (``avtd3 store relabel --weights carl``); compare it by the driving score
+(0 to 100). Runs that have a score in ``--work`` are not repeated. It writes ``option-study.md``.
 """
 
 import argparse
@@ -30,8 +31,11 @@ OPTIONS: dict[str, dict[str, object]] = {
     "shared encoder": {"network.shared_encoder": True},
     "statistics": {"network.vector_statistics": True},
     "shifts": {"image_shift": 4},
+    "carl": {},
 }
 """Settings of the section ``learn`` that differ from the preset, by name."""
+REWARDS = {"carl": "carl"}
+"""Weights that relabel the data before an option learns from them, by its name."""
 
 
 def main() -> None:
@@ -43,6 +47,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1_500)
     parser.add_argument("--episodes", type=int, default=20, help="held-out roads")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], help="settings of all learners")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--work", type=Path, default=Path("option-study"))
     options = parser.parse_args()
@@ -85,8 +90,12 @@ def score(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         if not data.exists():
             size = ["--steps", options.steps, "--seed", seed, *camera("collect", options)]
             avtd3("collect", data, "--config", options.preset, *size)
+        if name in REWARDS:
+            old, data = data, options.work / f"data-{seed}-{name}"
+            avtd3("store", "relabel", old, data, "--weights", REWARDS[name])
         settings = {"threads": 1, "decay_from": options.updates // 2, **OPTIONS[name]}
-        words = [w for key, value in settings.items() for w in ("--set", f"learn.{key}={value}")]
+        texts = [*options.set, *(f"learn.{key}={value}" for key, value in settings.items())]
+        words = [word for text in texts for word in ("--set", text)]
         given = ["--config", options.preset, "--seed", seed, "--updates", options.updates, *words]
         learned = avtd3("learn", data, "--run", run, *given)
         roads = ["--config", options.preset, "--episodes", options.episodes]
@@ -101,13 +110,14 @@ def table(scores: dict[str, dict[int, Any]], options: argparse.Namespace) -> lis
     """Return the lines of the report."""
     given = {name: getattr(options, name) for name in ("side", "steps", "updates", "episodes")}
     words = " ".join(f"--{name} {value}" for name, value in given.items())
+    words += "".join(f" --set {text}" for text in options.set)
     lines = [
         "# Options of the learner",
         "",
         f"`python bench/option_study.py --preset {options.preset} {words} --seeds {options.seeds}`",
         "",
-        "| option | success | mean | return | difference (95 %) | updates/s |",
-        "| --- | --- | ---: | ---: | --- | ---: |",
+        "| option | success | mean | return | difference (95 %) | driving score | updates/s |",
+        "| --- | --- | ---: | ---: | --- | --- | ---: |",
     ]
     return lines + [row(name, runs, scores.get("plain", {})) for name, runs in scores.items()]
 
@@ -122,9 +132,10 @@ def row(name: str, runs: dict[int, Any], plain: dict[int, Any]) -> str:
     ]
     difference = "" if name == "plain" else interval(pairs)
     each = ", ".join(f"{100 * rate:.0f}" for rate in success)
+    driving = [run["scores"]["driving_score"] for run in runs.values()]
     return (
         f"| {name} | {each} % | {statistics.mean(success):.0%} | {returns:.1f} "
-        f"| {difference} | {speed:.0f} |"
+        f"| {difference} | {', '.join(f'{one:.1f}' for one in driving)} | {speed:.0f} |"
     )
 
 

@@ -17,6 +17,7 @@ from avtd3.collect.cluster import Cluster, OpenEnvironment, open_cluster
 from avtd3.collect.drivers import LabelledDriver
 from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, Environment
 from avtd3.collect.mixture import DriverPool, DriverSpec, Mixture
+from avtd3.collect.places import CollectPlaces
 from avtd3.collect.plan import (
     GROUP,
     MAX_SEED,
@@ -27,7 +28,6 @@ from avtd3.collect.plan import (
     claimed_units,
     digest,
     episode_generator,
-    held_episodes,
     lock_plan,
     lock_share,
     stop_file,
@@ -52,8 +52,8 @@ from avtd3.store.errors import (
     check_integers,
 )
 from avtd3.store.events import Event
-from avtd3.store.files import check_local
-from avtd3.store.remote.client import LocalPlace
+from avtd3.store.remote.background import SpoolSize
+from avtd3.store.remote.client import open_place
 from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.step_labels import StepLabels
@@ -140,6 +140,12 @@ class CollectConfig(EnvironmentConfig):
     """Free megabytes on the disk below which the collection ends with an error."""
     name: str = ""
     """Name of the collector, part of the segments' names; empty for the machine's name."""
+    spool: str = ""
+    """Of a dataset that is a URL: directory for segments until they are uploaded; empty for
+    ``~/.local/state/avtd3/spool/NAME``. Collectors of this machine for the same URL share it."""
+    spool_bytes: int = 10_000_000_000
+    """Of a dataset that is a URL: size of the segments that wait for their upload, in bytes, at
+    which the collection waits."""
     record_world: bool = True
     """Whether to store the state of the world in every step, from which `avtd3 store render` draws
     other pictures later; only the built-in simulator has one. It adds 2 to 3 % of bytes."""
@@ -156,6 +162,7 @@ class CollectConfig(EnvironmentConfig):
         check_number("seed", self.seed, maximum=MAX_SEED)
         check_number("exploration_noise", self.exploration_noise, maximum=2.0)
         check_number("min_free_mb", self.min_free_mb)
+        check_number("spool_bytes", self.spool_bytes, minimum=1)
 
     @property
     def mixture(self) -> Mixture:
@@ -182,6 +189,12 @@ class CollectJob:
     open_world: WorldFactory
     unit: int | None = None
     """Number of the unit of work on a Dask cluster, which is published only once."""
+    spool_bytes: int | None = None
+    """Largest size of the segments that wait for their upload, if the dataset is a spool."""
+    policies_text: str | None = None
+    """Where the policies come from: a path or URL."""
+    dataset_text: str = ""
+    """Where the data go to: a path or URL; empty for `dataset`."""
 
 
 class Collector:
@@ -209,8 +222,11 @@ class Collector:
         )
         self._path, self._is_unit = job.dataset, job.unit is not None
         self._learner = None
+        self._policies_text, self._spool_bytes = job.policies_text, job.spool_bytes
+        self._spool_size = SpoolSize(job.dataset)
         if job.config.lead.max_unseen is not None:
-            places = [LocalPlace(path) for path in (job.dataset, job.policies) if path is not None]
+            texts = (job.dataset_text or job.dataset, job.policies_text)
+            places = [open_place(text) for text in texts if text is not None]
             self._learner = LearnerWatch(places, _segment_name(job.config.name, job.share))
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(job.config.recovery)
@@ -237,7 +253,7 @@ class Collector:
             # Try again until it is driven or skipped: a lost world may be back.
             while not self._is_over():
                 self._check_disk()
-                if self._try_episode(index):
+                if self._has_room() and self._try_episode(index):
                     break
             else:
                 return
@@ -276,6 +292,21 @@ class Collector:
                 f"{self._path} has {free / 1e6:.0f} MB free, less than {least / 1e6:.0f} MB "
                 "(collect.min_free_mb); free some space, then continue with --resume"
             )
+
+    def _has_room(self) -> bool:
+        """Return whether the spool has room; if not, wait for a moment."""
+        if self._spool_bytes is None:
+            return True
+        if (size := self._spool_size.measure()) < self._spool_bytes:
+            self._note(waiting="")
+            return True
+        self._count_segment(self._writer.flush())
+        self._note(
+            waiting=f"waiting for uploads: {size} bytes are in {self._path} (collect.spool_bytes)"
+        )
+        self._report_if_due()
+        time.sleep(POLICY_PERIOD_S)
+        return False
 
     def _collect_episode(self, index: int) -> None:
         share, lead = self._share, self._config.lead
@@ -322,9 +353,9 @@ class Collector:
         while True:
             policy = self._pool.poll()
             if policy is None:
-                waiting = f"waiting for the first policy in {self._pool.path}"
+                waiting = f"waiting for the first policy in {self._policies_text}"
             elif behind := self._config.lead.waits_for(steps, policy.updates):
-                waiting = f"waiting for the learner of {self._pool.path}: {behind}"
+                waiting = f"waiting for the learner of {self._policies_text}: {behind}"
             else:
                 break
             if not self._is_unit:  # the learner may wait for this data: publish it before waiting
@@ -440,13 +471,15 @@ def collect(
     """Drive episodes and write them into a dataset; see `avtd3.collect.plan` for the guarantees.
 
     Args:
-        dataset: Path of the dataset; created if it does not exist.
+        dataset: Path or URL of the dataset; created if it does not exist. The segments for a URL
+            are written to a spool first (`CollectConfig.spool`), and wait there while the URL
+            cannot be reached.
         config: The settings; None for the defaults.
         steps: Steps to collect; give one of `steps`, `episodes` and `seconds`, or none for
             ``config.steps``.
         episodes: Episodes to collect.
         seconds: Seconds to collect for.
-        policies: Directory of published policies, for drivers that are policies.
+        policies: Directory or URL of published policies, for drivers that are policies.
         resume: Add what the dataset lacks of this plan, instead of refusing to repeat it.
         should_stop: Called at every step; true ends the collection in good order.
         on_progress: Called a few times a second.
@@ -464,6 +497,7 @@ def collect(
         WorldError: If a simulator, a driver or a worker process failed; complete steps are
             published.
         StorageError: If the disk is full or not writable.
+        UnreachableError: If a URL cannot be reached at the start.
 
     Example:
         >>> import tempfile
@@ -481,73 +515,136 @@ def collect(
     if steps is None and episodes is None and seconds is None:
         steps = config.steps
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
-    check_local(dataset, policies)
-    policies = None if policies is None else Path(policies)
-    _check_options(config, policies, scheduler)
-    plan_digest = digest(config.plan_document())
-    held: dict[int, int] = {}
+    places = CollectPlaces(dataset, policies, spool=config.spool, spool_bytes=config.spool_bytes)
+    with places:
+        places.check(is_cluster=scheduler is not None)
+        _check_options(config, places.policies, scheduler)
+        work = _Collection(config, amount, places, open_world, should_stop, on_progress)
+        report = work.run(resume=resume, scheduler=scheduler)
+        unsent = places.finish(should_stop, work.show_waiting)
+    return dataclasses.replace(report, seconds=time.monotonic() - started_s, unsent=unsent)
 
-    def is_over() -> bool:
-        is_late = seconds is not None and time.monotonic() - started_s >= seconds
-        return is_late or should_stop()
 
-    def show(tallies: list[Tally | None]) -> None:
-        total = Tally.total(tallies)
-        elapsed_s = time.monotonic() - started_s
-        fraction = amount.fraction(held, total.steps, total.episodes, elapsed_s)
-        free = shutil.disk_usage(path if path.exists() else Path.cwd()).free
-        on_progress(
-            CollectProgress(tally=total, seconds=elapsed_s, fraction=fraction, disk_free_bytes=free)
+class _Collection:
+    """One call of `collect`, after its places were opened."""
+
+    def __init__(
+        self,
+        config: CollectConfig,
+        amount: Amount,
+        places: CollectPlaces,
+        open_world: WorldFactory,
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[CollectProgress], None],
+    ) -> None:
+        self._config, self._amount, self._places = config, amount, places
+        self._open_world, self._should_stop = open_world, should_stop
+        self._on_progress, self._started_s = on_progress, time.monotonic()
+        self._digest = digest(config.plan_document())
+        self._held: dict[int, int] = {}
+        self._tally = Tally()
+
+    def run(self, *, resume: bool, scheduler: str | None) -> CollectReport:
+        """Collect what the dataset lacks of the plan."""
+        config, amount, places = self._config, self._amount, self._places
+        with contextlib.ExitStack() as stack:
+            cluster = stack.enter_context(open_cluster(scheduler)) if scheduler else None
+            workers = config.worker_count if cluster is None else 1
+            job = self._job(workers)
+            opened = _open_dataset(job, cluster, should_stop=self._is_over, show=self._show)
+            places.start()
+            stack.enter_context(lock_plan(opened, self._digest))
+            # First: this may publish segments.
+            claimed = claimed_units(opened.path, self._digest)
+            self._held = held = places.held(self._digest)
+            held_steps = sum(held.values())
+            if held and not resume:
+                raise ConfigError(
+                    f"dataset {places.text} already has {len(held)} episodes of this plan (seed "
+                    f"{config.seed}); use --resume to continue it, or another --seed for new "
+                    "episodes"
+                )
+            changes = self._record_plan(opened.path, held_steps, resume=resume)
+            opened.clean_staging()
+            share = dataclasses.replace(job.share, held=frozenset(held), held_steps=held_steps)
+            job = dataclasses.replace(job, share=share)
+            tallies, lost = self._collect(cluster, job, claimed)
+            tally = Tally.total(tallies)
+            # Count what is there: a worker that died has not reported its last steps.
+            if lost or cluster is not None:
+                now = places.held(self._digest)
+                steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
+                reasons = (*tally.lost, *lost)
+                tally = dataclasses.replace(tally, lost=reasons, steps=steps, episodes=episodes)
+        self._tally = tally
+        return CollectReport(
+            dataset=places.text,
+            tally=tally,
+            seconds=time.monotonic() - self._started_s,
+            workers=workers if cluster is None else cluster.workers,
+            held_steps=held_steps,
+            interrupted=self._should_stop(),
+            plan_digest=self._digest,
+            changes=tuple(changes),
+            missing=amount.missing(held, tally.steps, tally.episodes),
         )
 
-    path = Path(dataset)
-    with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(open_cluster(scheduler)) if scheduler else None
-        workers = config.worker_count if cluster is None else 1
-        share = Share(amount=amount, held=frozenset(), held_steps=0, workers=workers)
-        job = CollectJob(path, config, share, policies, open_world)
-        opened = _open_dataset(job, cluster, should_stop=is_over, show=show)
-        stack.enter_context(lock_plan(opened, plan_digest))
-        claimed = claimed_units(opened.path, plan_digest)  # first: this may publish segments
-        held |= held_episodes(opened, plan_digest)
-        held_steps = sum(held.values())
-        if held and not resume:
-            raise ConfigError(
-                f"dataset {dataset} already has {len(held)} episodes of this plan (seed "
-                f"{config.seed}); use --resume to continue it, or another --seed for new episodes"
-            )
-        options = {**dataclasses.asdict(amount), "policies": policies and str(policies)}
-        plan = StoredPlan(digest=plan_digest, config=dataclasses.asdict(config), options=options)
-        before = stored_plan(opened.path, plan_digest) if resume else None
-        changes = plan.record(opened.path, before=before, from_step=held_steps)
-        if changes:
-            show([Tally(warning=f"changed {'; '.join(changes)}")])
-        opened.clean_staging()
-        share = dataclasses.replace(share, held=frozenset(held), held_steps=held_steps)
-        job = dataclasses.replace(job, share=share)
+    def _job(self, workers: int) -> CollectJob:
+        places = self._places
+        share = Share(amount=self._amount, held=frozenset(), held_steps=0, workers=workers)
+        return CollectJob(
+            places.dataset,
+            self._config,
+            share,
+            places.policies,
+            self._open_world,
+            spool_bytes=places.spool_bytes,
+            policies_text=places.policies_text,
+            dataset_text=places.text,
+        )
+
+    def _collect(
+        self, cluster: Cluster | None, job: CollectJob, claimed: Collection[int]
+    ) -> tuple[list[Tally | None], list[str]]:
+        is_over, show = self._is_over, self._show
         if cluster is None:
-            tallies, lost = _collect_here(job, should_stop=is_over, show=show)
-        else:
-            tallies, lost = _collect_units(cluster, job, claimed, should_stop=is_over, show=show)
-            workers = cluster.workers
-        tally = Tally.total(tallies)
-        # Count what is there: a worker that died has not reported its last steps.
-        if lost or cluster is not None:
-            now = held_episodes(opened, plan_digest)
-            steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
-            reasons = (*tally.lost, *lost)
-            tally = dataclasses.replace(tally, lost=reasons, steps=steps, episodes=episodes)
-    return CollectReport(
-        dataset=str(dataset),
-        tally=tally,
-        seconds=time.monotonic() - started_s,
-        workers=workers,
-        held_steps=held_steps,
-        interrupted=should_stop(),
-        plan_digest=plan_digest,
-        changes=tuple(changes),
-        missing=amount.missing(held, tally.steps, tally.episodes),
-    )
+            return _collect_here(job, should_stop=is_over, show=show)
+        return _collect_units(cluster, job, claimed, should_stop=is_over, show=show)
+
+    def _record_plan(self, path: Path, held_steps: int, *, resume: bool) -> list[str]:
+        """Write the plan to its file; return what a resume changed, as text."""
+        options = {**dataclasses.asdict(self._amount), "policies": self._places.policies_text}
+        config = dataclasses.asdict(self._config)
+        plan = StoredPlan(digest=self._digest, config=config, options=options)
+        before = stored_plan(path, self._digest) if resume else None
+        changes = plan.record(path, before=before, from_step=held_steps)
+        if changes:
+            self._show([Tally(warning=f"changed {'; '.join(changes)}")])
+        return changes
+
+    def _is_over(self) -> bool:
+        seconds = self._amount.seconds
+        is_late = seconds is not None and time.monotonic() - self._started_s >= seconds
+        return is_late or self._places.has_failed or self._should_stop()
+
+    def _show(self, tallies: list[Tally | None]) -> None:
+        total, path = Tally.total(tallies), self._places.dataset
+        elapsed_s = time.monotonic() - self._started_s
+        fraction = self._amount.fraction(self._held, total.steps, total.episodes, elapsed_s)
+        self._on_progress(
+            CollectProgress(
+                tally=total,
+                seconds=elapsed_s,
+                fraction=fraction,
+                disk_free_bytes=shutil.disk_usage(path if path.exists() else Path.cwd()).free,
+                remote=self._places.waiting,
+                spool_bytes=self._places.spool_used,
+            )
+        )
+
+    def show_waiting(self, reason: str) -> None:
+        """Report what is waited for after the last episode."""
+        self._show([dataclasses.replace(self._tally, waiting=reason)])
 
 
 def _collect_here(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.drivers import Driver
+from avtd3.collect.drivers import Driver, is_expert_driving
 from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.takeover import TakeoverConfig
@@ -36,6 +36,7 @@ from avtd3.store.errors import Avtd3Error, ConfigError, SpecError, WorldError, a
 from avtd3.store.events import Event, check_events
 from avtd3.store.spec import IMAGE, EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation, Step
+from avtd3.store.step_labels import StepLabels
 from avtd3.store.writer import StepChecker, as_bool
 
 if TYPE_CHECKING:
@@ -308,6 +309,23 @@ class CustomEnvironment(Environment):
         driver = self._code.call("driver()", self._get("driver", super().driver), base)
         return _CustomDriver(driver, base, self._code)
 
+    def teacher(self) -> Driver | None:
+        """Make the user's expert that says what it would have done, if there is one."""
+        found = self._code.call("teacher()", self._get("teacher", super().teacher))
+        return None if found is None else _CustomDriver(found, "teacher", self._code)
+
+    def takeover(self, policy: Driver) -> Driver:
+        """Make the user's driver that replaces a policy outside its bounds, if there is one."""
+        make = self._get("takeover", None)
+        if make is None:
+            return super().takeover(policy)
+        return _CustomDriver(self._code.call("takeover()", make, policy), "takeover", self._code)
+
+    def labels(self) -> StepLabels | None:
+        """Return what else the user knows of the steps so far; the writer checks it."""
+        found = self._code.call("labels()", self._get("labels", super().labels))
+        return None if found is None else self._code.expect(StepLabels, found, "labels()")
+
     def measures(self) -> Mapping[str, float]:
         """Return measurements of the episode so far."""
         found = self._code.call("measures()", self._get("measures", super().measures))
@@ -368,6 +386,10 @@ class _CustomDriver:
 
     def __init__(self, driver: Any, base: str, code: ForeignCode) -> None:  # noqa: ANN401 - of the user
         self._driver, self._place, self._code = driver, f"act() of driver {base}", code
+
+    @property
+    def expert_drove(self) -> bool:
+        return is_expert_driving(self._driver)
 
     def reset(self, rng: np.random.Generator) -> None:
         self._code.call(f"reset() before {self._place}", self._driver.reset, rng)

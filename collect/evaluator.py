@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from avtd3.collect.scores import EpisodeScore, Scorer, summarise
 from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
 from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
-from avtd3.store.files import check_local
+from avtd3.store.files import remote_url, show_path
 from avtd3.store.render.text import join_lines, plural
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Step
@@ -153,7 +154,6 @@ class Evaluator:
 
 def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]":
     """Load the policy that a subject names, with the path of its file; None for a driver."""
-    check_local(subject)
     path = Path(subject)
     if not path.exists():
         return None, subject
@@ -170,6 +170,19 @@ def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]"
         )
     # The learner may publish another one meanwhile: every worker must use this one.
     return policy, str(path / f"policy-{policy.version:08d}.safetensors")
+
+
+@contextlib.contextmanager
+def _local_subject(subject: str | Path) -> Iterator[str]:
+    """Yield a subject that needs no network: the policy of a URL is copied for the time inside."""
+    url = remote_url(subject)
+    if url is None:
+        yield str(subject)
+        return
+    from avtd3.store.remote.background import fetch_policy
+
+    with tempfile.TemporaryDirectory(prefix="avtd3-policies-") as folder:
+        yield str(fetch_policy(url, Path(folder)))
 
 
 def _parse_subject(subject: str) -> Mixture:
@@ -362,8 +375,8 @@ def evaluate(
     """Drive held-out episodes and measure how well.
 
     Args:
-        subject: Who drives: a policy's file, a directory of policies (the newest one drives), or a
-            driver as for collecting.
+        subject: Who drives: a policy's file, a directory of policies (the newest one drives), the
+            URL of either, or a driver as for collecting.
         config: The settings; None for the defaults.
         gif: Path of an animation of the first episode, which is driven once more for it.
         should_stop: Called at every step; true ends the evaluation.
@@ -376,6 +389,7 @@ def evaluate(
     Raises:
         ConfigError: If the subject is neither a path nor a driver.
         CheckpointError: If the policy is truncated, or the directory has none.
+        UnreachableError: If its URL cannot be reached.
         SpecError: If the policy was trained with another observation.
         WorldError: If the simulator, the driver or a worker process failed. A simulator that does
             not come back is an error only if no episode was driven, see `EvaluateReport.failure`.
@@ -388,10 +402,31 @@ def evaluate(
         1.0
         >>> policies = "/path/to/policies"  # evaluate(policies) evaluates the newest policy there
     """
-    config = config or EvaluateConfig()
     started_s = time.monotonic()
+    if scheduler is not None and remote_url(subject) is not None:
+        raise ConfigError(
+            f"--scheduler needs a policy that all workers see, found {show_path(subject)}; copy it "
+            "to their directory (avtd3 pull), and give that"
+        )
+    with _local_subject(subject) as local:
+        report = _evaluate(
+            local, config or EvaluateConfig(), gif, scheduler, should_stop, on_progress, open_world
+        )
+    seconds = time.monotonic() - started_s
+    return dataclasses.replace(report, driver=show_path(subject), seconds=seconds)
+
+
+def _evaluate(
+    subject: str,
+    config: EvaluateConfig,
+    gif: Path | None,
+    scheduler: str | None,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[EvaluateProgress], None],
+    open_world: WorldFactory,
+) -> EvaluateReport:
     with open_environment(config, open_world, render=gif is not None) as environment:
-        evaluator = Evaluator(environment, config, str(subject))
+        evaluator = Evaluator(environment, config, subject)
         if gif is not None:
             evaluator.film_first(gif)
     job = EvaluateJob(0, config, evaluator.subject, tuple(range(config.episodes)), open_world)
@@ -413,7 +448,7 @@ def evaluate(
     skipped = sorted((e for part in parts for e in part.skipped), key=lambda e: e.index)
     is_driving = bool(scores) and "speed_mps" in scores[0].measures
     return EvaluateReport(
-        driver=str(subject),
+        driver=subject,
         policy_version=evaluator.policy.version if evaluator.policy else None,
         policy_digest=evaluator.policy.digest if evaluator.policy else "",
         world=environment.name,
@@ -423,7 +458,7 @@ def evaluate(
         action_names=environment.spec.action_names,
         seed=config.seed,
         scores=tuple(scores),
-        seconds=time.monotonic() - started_s,
+        seconds=0.0,
         interrupted=should_stop() and len(scores) < config.episodes,
         skipped=tuple(skipped),
         lost_workers=lost,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from avtd3.store.errors import ConfigError, RoadError, WorldError
+from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldError
 from avtd3.store.render.text import shorten
 from avtd3.store.spec import ImageSpec
 
@@ -39,7 +39,7 @@ class ForeignCode:
         """Call a function, at a place that messages name."""
         try:
             return function(*args, **options)
-        except (RoadError, WorldError):
+        except (CheckpointError, RoadError, WorldError):  # the first is of a policy that it uses
             raise
         except KeyboardInterrupt as error:
             # It is Ctrl-C only under Python's own handler: the command line installs another one.

@@ -75,6 +75,10 @@ class CollectProgress:
     seconds: float
     fraction: float
     disk_free_bytes: int
+    remote: str = ""
+    """What uploads, or the copies of policies, wait for."""
+    spool_bytes: int | None = None
+    """Bytes that wait to be uploaded; None if the dataset is a directory."""
 
     def status(self) -> dict[str, Any]:
         """Return the fields of a heartbeat, see `avtd3.store.status.Beat`."""
@@ -84,7 +88,8 @@ class CollectProgress:
             "rate": tally.steps / max(self.seconds, 1e-9),
             "policy_version": tally.policy_version if tally.policy_version >= 0 else None,
             "disk_free_bytes": self.disk_free_bytes,
-            "waiting": tally.waiting,
+            "spool_bytes": self.spool_bytes,
+            "waiting": "; ".join(text for text in (tally.waiting, self.remote) if text),
             "alerts": tuple(text for text in (tally.warning, *tally.lost) if text),
         }
 
@@ -107,7 +112,7 @@ class CollectProgress:
             (tally.skipped, f"{len(tally.skipped)} skipped"),
         )
         parts += [text for is_shown, text in optional if is_shown]
-        parts += [text for text in (tally.waiting, tally.warning, *tally.lost) if text]
+        parts += [text for text in (tally.waiting, self.remote, tally.warning, *tally.lost) if text]
         return ", ".join(parts)
 
 
@@ -142,6 +147,8 @@ class CollectReport:
     """What the plan still lacks (``3 episodes``), or an empty string."""
     changes: tuple[str, ...] = ()
     """Settings that a resume changed, as text."""
+    unsent: str = ""
+    """Which segments are not at the URL yet, and what to do; empty if all are."""
 
     @property
     def failure(self) -> str:
@@ -178,6 +185,7 @@ class CollectReport:
             "lost_workers": list(tally.lost),
             "missing": self.missing,
             "changes": list(self.changes),
+            "unsent": self.unsent,
         }
 
     def summary(self) -> str:
@@ -203,6 +211,7 @@ class CollectReport:
         lines += [text for is_shown, text in optional if is_shown]
         lines += [f"changed {change}" for change in self.changes]
         lines += describe_skipped(tally.skipped)
+        lines += [self.unsent] if self.unsent else []
         if self.interrupted:
             lines.append("interrupted; run the same command with --resume to continue")
         return join_lines(lines)

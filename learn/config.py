@@ -53,6 +53,9 @@ class LearnConfig:
     updates_per_step: float = 1.0
     """With --follow: largest number of updates per collected step after the first
     `learning_starts`; 0 is no limit (1 in Fujimoto et al. 2018)."""
+    mirror_bytes: int = 50_000_000_000
+    """Of a dataset that is a URL: largest size of its copy in the run's directory, in bytes. The
+    newest `replay.capacity` steps are copied, and old segments removed to make room."""
     refresh_seconds: float = 2.0
     """With --follow: seconds between two checks for new segments."""
     log_every: int = 100
@@ -111,6 +114,7 @@ class LearnConfig:
         ) | {"evaluate_every": 1, "evaluate_episodes": 1}
         for name in ("seed", "learning_starts", "updates_per_step", "keep_policies"):
             least[name] = 0
+        least["mirror_bytes"] = 1
         names = (least | {"decay_from": 0, "image_shift": 0}).items()
         known, best = metric(self.keep_best), self.keep_best
         has_direction = known is not None and bool(known.better)

@@ -1,9 +1,11 @@
 """`ReplaySource`: the data of a training run, and how many updates they allow."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from avtd3.store.errors import (
     NoSegmentsError,
     RankLostError,
 )
-from avtd3.store.files import exists, is_directory
+from avtd3.store.files import exists, is_directory, remote_url
 from avtd3.store.format.layout import GROUP_FILE, SEGMENTS, STAGING
+from avtd3.store.remote.background import Background, Mirror, PolicyPush, local_name
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.tracker import RefreshReport, RefusedSegment, name_refused
 
@@ -128,6 +131,114 @@ def scratch_directory(run: Path) -> Path:
     return run / "scratch"
 
 
+class RunCopies:
+    """The directories of this machine that stand for the URLs of a run, and the threads for them.
+
+    Args:
+        run: The run's directory.
+        datasets: Paths or URLs of its datasets.
+        policies: Path or URL of its policies.
+        config: Its settings.
+    """
+
+    def __init__(
+        self, run: Path, datasets: Sequence[Path], policies: Path | str, config: LearnConfig
+    ) -> None:
+        self.datasets: list[Path] = []
+        """The datasets as directories."""
+        self._mirrors: dict[int, Mirror] = {}
+        for number, (path, url) in enumerate((path, remote_url(path)) for path in datasets):
+            if url is None:
+                self.datasets.append(path)
+                continue
+            mirror = Mirror(
+                url,
+                run / "mirror" / local_name(url),
+                max_bytes=config.mirror_bytes,
+                steps=config.replay.capacity,
+            )
+            self._mirrors[number] = mirror
+            self.datasets.append(mirror.path)
+        self._policies_url = remote_url(policies)
+        self.policies = Path(policies) if self._policies_url is None else run / "policies"
+        """Where the run publishes its policies."""
+        self._prunes = bool(config.keep_policies)
+        self._threads: list[Background] = []
+        self.unsent = ""
+        """What could not be copied to a URL before the run was stopped, and what to do."""
+
+    @contextlib.contextmanager
+    def kept(
+        self, ranks: Ranks, *, follow: bool, should_stop: Callable[[], bool], on_wait: OnWait
+    ) -> Iterator[bool]:
+        """Keep directories and URLs alike inside; at the end, wait for the policies.
+
+        Only rank 0 does; the others wait until the datasets are there. Yield whether they are;
+        False if stopped before.
+        """
+        if not ranks.is_first:
+            yield not self._mirrors or bool(ranks.share(None))
+            return
+        with contextlib.ExitStack() as stack:
+            are_ready = follow or all(m.fill(should_stop, on_wait) for m in self._mirrors.values())
+            if self._mirrors and ranks.size > 1:
+                ranks.share(are_ready)
+            if not are_ready:
+                yield False
+                return
+            for mirror in self._mirrors.values() if follow else ():
+                self._threads.append(stack.enter_context(mirror))
+            push = None
+            if self._policies_url is not None:
+                push = PolicyPush(self._policies_url, self.policies, prunes=self._prunes)
+                push.adopt()
+                self._threads.append(stack.enter_context(push))
+            yield True
+            if push is not None and not push.finish(should_stop, _on_push(push, on_wait)):
+                self.unsent = (
+                    f"the newest policies are not at {push.url} yet: {push.waiting}; to copy "
+                    f"them: avtd3 push {push.path} {push.url}"
+                )
+
+    def keep_wanted(self, sampler: Sampler) -> None:
+        """Let mirrors keep what a sampler wants as long as possible."""
+        for number, mirror in self._mirrors.items():
+            mirror.wanted = functools.partial(sampler.segments_of, number)
+
+    def check(self) -> None:
+        """Raise the error that ended a thread, if any."""
+        for thread in self._threads:
+            thread.check()
+
+    @property
+    def steps_elsewhere(self) -> int:
+        """Steps at URLs that were never copied here."""
+        return sum(mirror.steps_elsewhere for mirror in self._mirrors.values())
+
+    @property
+    def mirror_bytes(self) -> int | None:
+        """Bytes of all mirrors; None if there are none."""
+        return sum(m.size_bytes for m in self._mirrors.values()) if self._mirrors else None
+
+    @property
+    def waiting(self) -> str:
+        """What the threads wait for, if anything."""
+        return "; ".join(thread.waiting for thread in self._threads if thread.waiting)
+
+    @property
+    def refused(self) -> list[RefusedSegment]:
+        """Segments at URLs that cannot be copied here."""
+        return [
+            RefusedSegment(dataset=mirror.path, segment_id=name, reason=reason)
+            for mirror in self._mirrors.values()
+            for name, reason in tuple(mirror.problems.items())
+        ]
+
+
+def _on_push(push: PolicyPush, on_wait: OnWait) -> OnWait:
+    return lambda reason: on_wait(reason or f"copying the newest policies to {push.url}")
+
+
 class ReplaySource:
     """The data side of a run: its sampler, its newest episodes, and how many updates are allowed.
 
@@ -143,6 +254,7 @@ class ReplaySource:
         follow: bool = False,
         gathers: bool = True,
         on_wait: OnWait = lambda _: None,
+        copies: "RunCopies | None" = None,
         ranks: Ranks = ALONE,
     ) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -164,6 +276,9 @@ class ReplaySource:
         """Metrics of the newest episodes."""
         self._config, self._follow, self._ranks = config, follow, ranks
         self._paths = ", ".join(str(dataset.path) for dataset in datasets)
+        self._copies = copies
+        if copies is not None:
+            copies.keep_wanted(self.sampler)
         self._next_refresh_s = self._news_s = time.monotonic()
         if not follow and not self.sampler.steps:
             error = self._no_steps()
@@ -178,7 +293,8 @@ class ReplaySource:
 
         The pace of the learner counts these, as that of a collector (`CollectAheadConfig`) does.
         """
-        return self.sampler.steps_published
+        elsewhere = 0 if self._copies is None else self._copies.steps_elsewhere
+        return self.sampler.steps_published + elsewhere
 
     @property
     def is_stalled(self) -> bool:
@@ -187,6 +303,8 @@ class ReplaySource:
 
     def ready(self, updates: int) -> bool:
         """Return whether another update is allowed; look for new or unreadable segments if due."""
+        if self._copies is not None:
+            self._copies.check()
         if self.is_due:
             self.refresh()
         elif self.sampler.has_news:
@@ -242,7 +360,8 @@ class ReplaySource:
 
     def wait(self, updates: int, on_wait: OnWait) -> None:
         """Report what the run is waiting for, and sleep for a moment."""
-        on_wait(f"waiting for {self._awaited(updates)}")
+        copies = "" if self._copies is None else self._copies.waiting
+        on_wait("; ".join(filter(None, (f"waiting for {self._awaited(updates)}", copies))))
         time.sleep(min(POLL_S, self._config.refresh_seconds))
 
     def _awaited(self, updates: int) -> str:
@@ -272,8 +391,9 @@ class ReplaySource:
         return dataclasses.replace(
             progress,
             episode_return=self.episodes.newest_return,
-            refused=self.sampler.refused,
+            refused=(*self.sampler.refused, *(self._copies.refused if self._copies else ())),
             absent=self.absent,
+            mirror_bytes=self._copies.mirror_bytes if self._copies else None,
             steps_by_collector=self.sampler.steps_by_collector,
         )
 

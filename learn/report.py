@@ -46,6 +46,8 @@ class LearnProgress:
     """Segments that cannot be used."""
     absent: tuple[Path, ...] = ()
     """Datasets that disappeared during training."""
+    mirror_bytes: int | None = None
+    """Bytes of the copies of datasets that are URLs; None if there are none."""
     steps_by_collector: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Steps that the datasets have published so far, by the name of their collector."""
 
@@ -63,6 +65,7 @@ class LearnProgress:
             "updates": self.updates,
             "target": self.target,
             "refused": len(self.refused),
+            "mirror_bytes": self.mirror_bytes,
             "acknowledged": dict(self.steps_by_collector),
             "waiting": self.waiting,
             "alerts": (*self.alerts, *(f"{path} has disappeared" for path in self.absent)),
@@ -137,6 +140,8 @@ class LearnReport:
     """Segments that could not be used."""
     absent: tuple[Path, ...] = ()
     """Datasets that disappeared during training."""
+    unsent: str = ""
+    """Which policies are not at their URL, and what to do; empty if all are."""
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -171,7 +176,7 @@ class LearnReport:
             lines += [f"  {r.segment_id}: {r.reason}" for r in self.refused[:_SHOWN]]
         if len(self.refused) > _SHOWN:
             lines.append(f"  and {len(self.refused) - _SHOWN} more; --json lists all")
-        return join_lines(lines + _absences(self))
+        return join_lines([*lines, *_absences(self), *([self.unsent] if self.unsent else [])])
 
 
 def _problems(progress: LearnProgress) -> list[str]:

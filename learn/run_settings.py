@@ -62,8 +62,8 @@ def _scenario_of(datasets: Sequence[Path]) -> tuple[str, ...]:
     """Return the parts of a run's name that describe how its data were collected."""
     try:
         segments = Dataset.open(datasets[0]).snapshot(check_files=False).segments
-    except (DatasetError, OSError):
-        return ()  # a collector may still have to create it
+    except (ConfigError, DatasetError, OSError):
+        return ()  # a collector may still have to create it, or it is a URL
     for segment in segments:
         scenario = segment.provenance.get("scenario")
         if isinstance(scenario, dict):  # of a driving world, and not of a file of routes

@@ -10,6 +10,7 @@ A run directory contains::
     RUN/emergency/       states at which a guard stopped the run
     RUN/rolled-back/     checkpoints after those to which the run was rolled back
     RUN/policies/        published policies, unless `policies` names another directory
+    RUN/mirror/          copies of datasets that are URLs
     RUN/scratch/         the replay cache, if it cannot be beside RUN
 
 A run can be killed at any moment, and continues from its newest checkpoint. Sampling takes 1 ms
@@ -55,7 +56,13 @@ from avtd3.learn.networks import ObservationBatch, actor_spec, feature_size
 from avtd3.learn.policy import find_fault, sample_observations
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.ranks import ALONE, CHECK_EVERY, Order, Ranks, digest, hash_of, open_ranks
-from avtd3.learn.replay_source import ReplaySource, check_pace, open_in_step, scratch_directory
+from avtd3.learn.replay_source import (
+    ReplaySource,
+    RunCopies,
+    check_pace,
+    open_in_step,
+    scratch_directory,
+)
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.run_settings import (
     RANKS,
@@ -72,6 +79,7 @@ from avtd3.learn.threads import AUTO, ThreadTuner
 from avtd3.store import files
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, NoSegmentsError, RankLostError
+from avtd3.store.files import show_path
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.spec import EpisodeSpec
 
@@ -100,10 +108,12 @@ def train(
 
     Args:
         config: Settings; None for the defaults, or for those of the run that is resumed.
-        datasets: One or more dataset directories, all of one spec.
+        datasets: One or more datasets, all of one spec: directories, or URLs of object stores. The
+            newest segments of a URL are copied to ``RUN/mirror`` (`LearnConfig.mirror_bytes`).
         run: The run's own directory; created if it does not exist.
-        policies: Directory for the published policies; None for ``RUN/policies``, or for that of
-            the run that is resumed.
+        policies: Directory for the published policies, or a URL, to which the policies of
+            ``RUN/policies`` are copied; None for ``RUN/policies``, or for that of the run that is
+            resumed.
         follow: Learn while other processes append to the datasets: wait for data, and look for new
             segments. None for no, or for what the run that is resumed did.
         resume: Continue from the run's newest checkpoint. Settings that differ from those of the
@@ -179,14 +189,17 @@ def _train(
         check_pace(config)
     if not paths:
         raise ConfigError("train needs at least one dataset, found none")
-    directory = Path(before.get("policies", run / "policies")) if policies is None else policies
-    check_places(run, directory, paths)
+    if policies is None:
+        policies = Path(before.get("policies", run / "policies"))
     document = {
         "learn": dataclasses.asdict(config),
-        "datasets": [str(path) for path in paths],
-        "policies": str(directory),
+        "datasets": [show_path(path) for path in paths],
+        "policies": show_path(policies),
         "follow": follow,
     }
+    copies = RunCopies(run, paths, policies, config)
+    paths, directory = copies.datasets, copies.policies
+    check_places(run, directory, paths)
     if ranks.size > 1:
         document[RANKS] = ranks.size
         check_ranks(config, document, ranks)
@@ -204,22 +217,28 @@ def _train(
             f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
             "learn.network.hidden, learn.network.features or learn.replay.batch_size"
         ),
+        copies.kept(
+            ranks, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+        ) as are_ready,
     ):
-        opened = open_in_step(
+        report = LearnReport(run=str(run), policies=str(directory), stopped=True)
+        opened = are_ready and open_in_step(
             ranks, paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
         )
         if opened:
             spec = config.replay.view(opened[0].spec)
             with Trainer(spec, config, run, directory, notify, ranks) as trainer:
                 trainer.restore(resume=resume, rollback=rollback)
-                trainer.open_source(opened, follow=follow)
+                trainer.open_source(opened, follow=follow, copies=copies)
                 trainer.loop()
                 trainer.finish()
                 report = trainer.report()
-        else:
-            report = LearnReport(run=str(run), policies=str(directory), stopped=True)
     report = dataclasses.replace(
-        report, seconds=time.monotonic() - started_s, changes=tuple(map(str, changes))
+        report,
+        policies=show_path(policies),
+        seconds=time.monotonic() - started_s,
+        changes=tuple(map(str, changes)),
+        unsent=copies.unsent,
     )
     notify.call(lambda callback: callback.on_end(report))
     return report
@@ -402,7 +421,13 @@ class Trainer:
         if self._policy_version is None or rollback is not None:
             self._publish()  # collectors wait for a policy, or use one that was rolled back
 
-    def open_source(self, datasets: Sequence[Dataset], *, follow: bool = False) -> None:
+    def open_source(
+        self,
+        datasets: Sequence[Dataset],
+        *,
+        follow: bool = False,
+        copies: RunCopies | None = None,
+    ) -> None:
         """Open the datasets for sampling, and continue where the checkpoint was saved."""
         self._source = ReplaySource(
             datasets,
@@ -411,6 +436,7 @@ class Trainer:
             follow=follow,
             gathers=self._loader.gathers_on_host,
             on_wait=self._notify.report,
+            copies=copies,
             ranks=self._ranks,
         )
         self._notify.report(str(self._source.sampler.mode), now=True)

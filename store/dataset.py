@@ -39,6 +39,7 @@ from avtd3.store.files import (
     move_directory,
     read_json,
     retry,
+    show_path,
     storage_errors,
     tree_stamp,
 )
@@ -126,34 +127,35 @@ def _explain_missing(path: Path) -> str:
 
 def parse_spec(group: Path, document: Any) -> EpisodeSpec:  # noqa: ANN401 - any JSON value
     """Return the spec in the content of a dataset's ``zarr.json``, of which this is the path."""
+    where, file = show_path(group.parent), show_path(group)
     attributes = document.get("attributes") if isinstance(document, dict) else None
     ours = attributes.get("avtd3") if isinstance(attributes, dict) else None
     if not isinstance(ours, dict) or document.get("node_type") != "group":
-        raise DatasetError(f"{group.parent} is not a dataset: {group.name} has no avtd3 attributes")
+        raise DatasetError(f"{where} is not a dataset: {group.name} has no avtd3 attributes")
     version = ours.get("format_version")
     if type(version) is not int or version < 1:
         raise DatasetError(
-            f"{group}: format_version is {abbreviate(version)}, expected a whole number"
+            f"{file}: format_version is {abbreviate(version)}, expected a whole number"
         )
     if version > FORMAT_VERSION:
         raise FormatVersionError(
-            f"{group.parent} has format {version}, this version of avtd3 reads up to "
+            f"{where} has format {version}, this version of avtd3 reads up to "
             f"{FORMAT_VERSION}: install a newer avtd3"
         )
     if "spec" not in ours:
-        raise DatasetError(f"{group.parent} is a part of a dataset, not a dataset: it has no spec")
+        raise DatasetError(f"{where} is a part of a dataset, not a dataset: it has no spec")
     try:
         spec = EpisodeSpec.from_json(ours["spec"])
     except SpecError as error:
-        raise DatasetError(f"{group}: {error}") from error
+        raise DatasetError(f"{file}: {error}") from error
     if version != spec.format_version:
         raise DatasetError(
-            f"{group}: format_version is {version}, but the spec is one of format "
+            f"{file}: format_version is {version}, but the spec is one of format "
             f"{spec.format_version}; restore the file"
         )
     if spec.digest != ours.get("spec_digest"):
         raise DatasetError(
-            f"{group}: the spec was edited (its digest is {spec.digest:.12}, the file says "
+            f"{file}: the spec was edited (its digest is {spec.digest:.12}, the file says "
             f"{ours.get('spec_digest')!s:.12}); restore the file: the segments have the old spec"
         )
     return spec

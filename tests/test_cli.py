@@ -314,16 +314,22 @@ def test_numbers_beyond_64_bits_are_refused(run, tmp_path, monkeypatch, words):
     assert not list(tmp_path.iterdir())
 
 
-URLS = ("s3://bucket/data", "gs://b/d", "az://c/d", "file:///data", "abfss://c@account/d")
-PLACES = (
+OTHER_URLS = ("file:///data", "abfss://c@account/d", "https://host/d")
+URLS = ("s3://bucket/data", "gs://b/d", "az://c/d", *OTHER_URLS)
+OPEN = (
     ("collect", "URL", "--steps", "5"),
     ("collect", "data", "--policies", "URL", "--driver", "policy"),
     ("learn", "URL", "--run", "run", "--follow"),
-    ("learn", "data", "--run", "URL"),
     ("learn", "data", "--run", "run", "--policies=URL"),
     ("replay-inspect", "URL"),
     ("replay-inspect", "data", "--against", "URL"),
     ("evaluate", "URL"),
+    ("push", "data", "URL"),
+    ("pull", "URL", "data"),
+)
+"""Commands that take URLs of object stores, but no others."""
+PLACES = (
+    ("learn", "data", "--run", "URL"),
     ("gate", "URL", "--stage", "smoke"),
     ("compare", "run", "URL"),
     ("store", "compact", "URL"),
@@ -333,10 +339,10 @@ PLACES = (
 )
 
 
-@pytest.mark.parametrize("words", PLACES, ids=" ".join)
+@pytest.mark.parametrize("words", [*PLACES, *OPEN], ids=" ".join)
 def test_a_url_is_refused_where_a_path_is_expected(tmp_path, monkeypatch, run, words):
     monkeypatch.chdir(tmp_path)
-    for url in URLS if "collect" in words else URLS[:1]:
+    for url in OTHER_URLS if words in OPEN else URLS[:1]:
         code, (line,) = run(*(word.replace("URL", url) for word in words))
         assert code == 2
         assert f"{url.replace(':///', '://')!r} is a URL, expected a path of this machine" in line
@@ -348,17 +354,21 @@ def test_a_url_is_refused_from_python_also_as_a_path(tmp_path, monkeypatch, url)
     spec = EpisodeSpec(vector_names=("x",), action_names=("a",))
     monkeypatch.chdir(tmp_path)
     for path in (url, Path(url)):
-        for use in (
+        uses = [
             lambda path=path: Dataset.open(path),
             lambda path=path: Dataset.create(path, spec),
-            lambda path=path: collect(path),
-            lambda path=path: collect("data", policies=path),
-            lambda path=path: train(datasets=path, run="run", follow=True),
             lambda path=path: train(datasets="data", run=path),
-            lambda path=path: train(datasets="data", run="run", policies=path),
-            lambda path=path: evaluate(path),
             lambda path=path: PolicyStore(path),
-        ):
+        ]
+        if url in OTHER_URLS:
+            uses += [
+                lambda path=path: collect(path),
+                lambda path=path: collect("data", policies=path),
+                lambda path=path: train(datasets=path, run="run", follow=True),
+                lambda path=path: train(datasets="data", run="run", policies=path),
+                lambda path=path: evaluate(path),
+            ]
+        for use in uses:
             with pytest.raises(ConfigError, match="is a URL, expected a path"):
                 use()
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def collect(
     dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="Dataset directory; created if missing.")
+        Path,
+        typer.Argument(
+            metavar="DATASET",
+            help="Dataset directory, or a URL such as s3://BUCKET/PATH; created if missing.",
+        ),
     ],
     world: opt.WorldOption = None,
     steps: Annotated[
@@ -35,7 +39,7 @@ def collect(
         str | None,
         typer.Option(
             metavar="DRIVER",
-            help="expert, random or policy, or a mixture such as "
+            help="expert, random, policy or takeover, or a mixture such as "
             "0.7:policy+gaussian=0.1,0.3:expert. Default: expert.",
         ),
     ] = None,
@@ -43,7 +47,8 @@ def collect(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Directory where a learner publishes policies; needed to drive with policy.",
+            help="Directory or URL where a learner publishes policies; needed to drive with "
+            "policy.",
         ),
     ] = None,
     workers: opt.WorkersOption = None,
@@ -93,8 +98,10 @@ def collect(
     """
     from avtd3.collect.collector import collect as run
     from avtd3.collect.foreign import stdout_to_stderr
+    from avtd3.collect.places import collection_path
     from avtd3.collect.plan import choose_plan
     from avtd3.collect.worlds import use_current_directory
+    from avtd3.store.files import remote_url
     from avtd3.store.remote.client import open_place
     from avtd3.store.status import Heartbeat
 
@@ -112,7 +119,9 @@ def collect(
         return found
 
     if resume:
-        settings, plan = choose_plan(dataset, configure)
+        spool = "" if remote_url(dataset) is None else configure(None).spool
+        path = collection_path(dataset, spool)
+        settings, plan = choose_plan(path, configure)
         stored = {} if plan is None else dict(plan.options)
         if steps is None and episodes is None and seconds is None:
             steps, episodes, seconds = (stored.get(n) for n in ("steps", "episodes", "seconds"))

@@ -11,7 +11,11 @@ from avtd3.configs.commands.console import EXIT_NO, interruptible, progress, say
 
 def learn(
     datasets: Annotated[
-        list[Path], typer.Argument(metavar="DATASET", help="Datasets to learn from.")
+        list[Path],
+        typer.Argument(
+            metavar="DATASET",
+            help="Datasets to learn from: directories, or URLs such as s3://BUCKET/PATH.",
+        ),
     ],
     run: Annotated[
         Path,
@@ -25,7 +29,8 @@ def learn(
     policies: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Directory to publish policies in. Default: policies in --run."
+            metavar="DIR",
+            help="Directory or URL to publish policies in. Default: policies in --run.",
         ),
     ] = None,
     updates: Annotated[
@@ -99,7 +104,7 @@ def learn(
         before = read_settings(run) if resumes else {}
         stored = before["learn"] if resumes else None
         if not resumes:
-            check_local(run, *datasets)
+            check_local(run)
             named = Path(ranks.share(str(name_run(run, datasets))))
             if named != run:
                 say(f"run {named}")

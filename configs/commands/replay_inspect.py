@@ -28,6 +28,7 @@ import typer
 from avtd3.configs.commands import console
 from avtd3.configs.commands import options as opt
 from avtd3.store.errors import ConfigError, escape
+from avtd3.store.files import remote_url
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -315,7 +316,11 @@ def replay_inspect(
     context: typer.Context,
     datasets: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DATASET", help="Datasets to audit.", show_default=False),
+        typer.Argument(
+            metavar="DATASET",
+            help="Datasets to audit: directories, or URLs, which are copied for the audit.",
+            show_default=False,
+        ),
     ] = None,
     sample: Annotated[
         str | None,
@@ -402,8 +407,10 @@ def replay_inspect(
         and parameter.expose_value  # not --quiet, which every command has
     ]
     tool = choose_tool(option for option in given if option not in ("datasets", "--json"))
+    copies = UrlCopies(context, can_move=not quarantine)
+    datasets, against = copies.local(datasets or ()), copies.local(against or ())
     if tool == "estimate":
-        show_estimate(datasets or (), config, set_ or (), as_json=as_json)
+        show_estimate(datasets, config, set_ or (), as_json=as_json)
         return
     if not datasets:
         raise ConfigError("replay-inspect needs a dataset; give one or more directories")
@@ -427,7 +434,7 @@ def replay_inspect(
         scheduler=scheduler,
     )
     show_audit(
-        Comparison.parse(datasets, against or (), window or ()),
+        Comparison.parse(datasets, against, window or ()),
         settings,
         penalties=_penalties(config, set_) if scores else None,
         html=html,
@@ -435,6 +442,41 @@ def replay_inspect(
         dry_run=dry_run,
         as_json=as_json,
     )
+    if copies.has_problems:
+        raise typer.Exit(console.EXIT_NO)
+
+
+class UrlCopies:
+    """Copies of datasets at URLs, in a temporary directory until the command has ended."""
+
+    def __init__(self, context: typer.Context, *, can_move: bool) -> None:
+        self._context, self._can_move = context, can_move
+        self.has_problems = False
+        """Whether a segment of a URL is damaged there, and so not in its copy."""
+
+    def local(self, paths: Sequence[Path]) -> list[Path]:
+        """Return the paths with a copy in place of each URL."""
+        return [path if (url := remote_url(path)) is None else self._copy(url) for path in paths]
+
+    def _copy(self, url: str) -> Path:
+        from avtd3.store.remote.transfer import transfer
+
+        if not self._can_move:
+            raise ConfigError(
+                f"--quarantine moves segments of a directory, found {url}; copy it first (avtd3 "
+                "pull), and audit the copy"
+            )
+        folder = tempfile.TemporaryDirectory(prefix="avtd3-inspect-")
+        path = Path(self._context.with_resource(folder)) / url.rpartition("/")[2]
+        with console.interruptible() as should_stop, console.progress() as show:
+            report = transfer(url, path, should_stop=should_stop, on_progress=show)
+        console.say(f"copied {url} to {path} for this command")
+        for problem in report.problems:
+            console.complain(f"avtd3: not copied: {problem}")
+        if report.stopped:
+            raise typer.Exit(console.EXIT_NO)
+        self.has_problems = self.has_problems or bool(report.problems)
+        return path
 
 
 def _penalties(config: str | None, overrides: Sequence[str] | None) -> "PenaltyTable":

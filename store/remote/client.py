@@ -1,4 +1,4 @@
-"""`Place`: a directory of this machine, or a prefix of an object store, that holds files by key.
+"""`Place`: a directory of this machine or a prefix of an object store, which holds files by key.
 
 `open_place` opens one by its path or URL (``s3://``, ``gs://``, ``az://``, ``memory://``).
 Endpoint, region and credentials come from the usual environment variables and files of each cloud;
@@ -22,7 +22,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from avtd3.store.errors import (
     ConfigError,
@@ -81,68 +81,29 @@ class Limiter:
         time.sleep(max(start_s - time.monotonic(), 0.0))
 
 
-class Place(Protocol):
-    """Files by key, such as ``segments/ID/MANIFEST.json``."""
-
-    text: str
-    """The path or URL, for messages."""
-
-    def read(self, key: str) -> bytes:
-        """Return a small file; raise `FileNotFoundError` if there is none."""
-        ...
-
-    def chunks(self, key: str) -> Iterator[bytes]:
-        """Yield the bytes of a file of any size; raise `FileNotFoundError` as `read`."""
-        ...
-
-    def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
-        """Create or replace a file; readers see the old or the new one."""
-        ...
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Create a file unless there is one; return whether this call created it.
-
-        The answer to a request may be lost: False says that there is a file, which may be this
-        one. `avtd3.store.remote.commit.create_or_read` compares.
-        """
-        ...
-
-    def sizes(self, prefix: str, after: str = "") -> dict[str, int]:
-        """Return the sizes of the files below a prefix by key, sorted; only keys after a given."""
-        ...
-
-    def folders(self, prefix: str) -> list[str]:
-        """Return the names directly below a prefix that have files below them, sorted."""
-        ...
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete files; missing ones are not an error."""
-        ...
-
-
 class LocalPlace:
-    """A directory of this machine."""
+    """A directory of this machine that holds files by key."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.text = path, str(path)
 
     def read(self, key: str) -> bytes:
-        """Return a small file."""
+        """Return a small file; raise `FileNotFoundError` if there is none."""
         return b"".join(self.chunks(key))
 
     def chunks(self, key: str) -> Iterator[bytes]:
-        """Yield the bytes of a file."""
+        """Yield the bytes of a file of any size; raise `FileNotFoundError` as `read`."""
         with open_regular(safe_join(self.path, key)) as file:
             while data := file.read(CHUNK_BYTES):
                 yield data
 
     def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
-        """Create or replace a file."""
+        """Create or replace a file; readers see the old or the new one."""
         path = self._parent_of(key)
         write_aside(path, data if isinstance(data, bytes) else b"".join(data))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create a file unless there is one."""
+        """Create a file unless there is one; return whether this call created it."""
         path = self._parent_of(key)
         return create_exclusive(path, data, aside_of(path))
 
@@ -155,22 +116,24 @@ class LocalPlace:
         return path
 
     def sizes(self, prefix: str, after: str = "") -> dict[str, int]:
-        """Return the sizes of the files below a prefix by key, sorted."""
+        """Return the sizes of the files below a prefix by key, sorted; only keys after a given."""
         found = {}
         for path in self.path.joinpath(prefix).rglob("*"):
             key = path.relative_to(self.path).as_posix()
-            if key > after and path.is_file() and not path.name.startswith("."):
-                found[key] = path.stat().st_size
+            if key > after and not path.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    if path.is_file():
+                        found[key] = path.stat().st_size
         return dict(sorted(found.items()))
 
     def folders(self, prefix: str) -> list[str]:
-        """Return the names of directories, sorted."""
+        """Return the names directly below a prefix that have files below them, sorted."""
         folder = self.path / prefix
         entries = folder.iterdir() if folder.is_dir() else ()
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete files."""
+        """Delete files; missing ones are not an error."""
         for key in keys:
             remove(safe_join(self.path, key))
 
@@ -268,7 +231,12 @@ class RemotePlace:
         self._call(key, put)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Create an object unless there is one; replace it where `honours_conditions` is False."""
+        """Create an object unless there is one; return whether this call created it.
+
+        The answer to a request may be lost: False says that there is an object, which may be this
+        one; `avtd3.store.remote.commit.create_or_read` compares. Where `honours_conditions` is
+        False, an object that is there is replaced.
+        """
         if not self.honours_conditions:
             self.write(key, data)
             return True
@@ -340,7 +308,11 @@ class _Cut(Exception):  # noqa: N818 - internal
     """An answer that is shorter than it says."""
 
 
-def open_place(path: Path | str, patience: Patience | None = None) -> LocalPlace | RemotePlace:
+Place: TypeAlias = LocalPlace | RemotePlace
+"""A directory or a URL."""
+
+
+def open_place(path: Path | str, patience: Patience | None = None) -> Place:
     """Open a directory or a URL.
 
     Raises:
@@ -351,7 +323,7 @@ def open_place(path: Path | str, patience: Patience | None = None) -> LocalPlace
     return LocalPlace(Path(path)) if url is None else RemotePlace(url, patience)
 
 
-def check_reachable(place: LocalPlace | RemotePlace) -> None:
+def check_reachable(place: Place) -> None:
     """Raise what is wrong with a URL before work begins, after one attempt or two."""
     if isinstance(place, RemotePlace):
         place.patient(Patience(seconds=0.5)).folders("segments/")

@@ -21,7 +21,7 @@ from typing import Any
 from avtd3.store.errors import SegmentCorruptError
 from avtd3.store.format.layout import MANIFEST_FILE, SEGMENTS
 from avtd3.store.format.manifest import Manifest, parse_manifest
-from avtd3.store.remote.client import LocalPlace, RemotePlace
+from avtd3.store.remote.client import LocalPlace, Place, RemotePlace
 from avtd3.store.remote.log import LogEntry, add_entry
 
 CLAIMS = "claims"
@@ -48,7 +48,7 @@ def segment_key(segment_id: str, name: str = "") -> str:
     return f"{SEGMENTS}/{segment_id}/{name}"
 
 
-def read_manifest_bytes(place: LocalPlace | RemotePlace, data: bytes) -> Manifest:
+def read_manifest_bytes(place: Place, data: bytes) -> Manifest:
     """Check the bytes of a manifest of any segment of a dataset."""
     try:
         segment_id = str(json.loads(data)["segment_id"])
@@ -57,7 +57,7 @@ def read_manifest_bytes(place: LocalPlace | RemotePlace, data: bytes) -> Manifes
     return parse_manifest(data, Path(place.text) / SEGMENTS / segment_id)
 
 
-def create_or_read(place: LocalPlace | RemotePlace, key: str, data: bytes) -> bytes:
+def create_or_read(place: Place, key: str, data: bytes) -> bytes:
     """Create a file unless there is one; return its bytes, which are equal if this created it.
 
     Where the store ignores conditions, look before creating: two writers at the same time may then
@@ -75,7 +75,7 @@ def create_or_read(place: LocalPlace | RemotePlace, key: str, data: bytes) -> by
                 return data
 
 
-def claim_unit(place: LocalPlace | RemotePlace, unit: Unit, manifest: bytes) -> bytes:
+def claim_unit(place: Place, unit: Unit, manifest: bytes) -> bytes:
     """Claim a unit of work for the segment with a manifest; return the manifest that has it.
 
     Equal bytes mean that the caller has it. Otherwise another process was first: complete its
@@ -146,7 +146,7 @@ def _nothing(manifest: Manifest) -> None:
     """Put no files."""
 
 
-def read_if_any(place: LocalPlace | RemotePlace, key: str) -> bytes | None:
+def read_if_any(place: Place, key: str) -> bytes | None:
     """Return a small file, or None if there is none."""
     try:
         return place.read(key)

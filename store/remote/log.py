@@ -188,7 +188,8 @@ class LogReader:
 
     def _forget_old(self) -> None:
         """Forget the keys that no listing will return again."""
-        oldest = f"{LOG}/{stamp(max(self._newest_s - 4.0 * OVERLAP_S, 0.0))}"
+        newest_s = min(self._newest_s, time.time())
+        oldest = f"{LOG}/{stamp(max(newest_s - 4.0 * OVERLAP_S, 0.0))}"
         self._seen = {key: None for key in self._seen if key >= oldest}
 
     def _day(self, day: str, steps: int) -> list[LogEntry]:

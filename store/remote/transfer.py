@@ -25,6 +25,7 @@ from avtd3.store.dataset import Dataset, parse_spec
 from avtd3.store.errors import (
     ConfigError,
     DatasetError,
+    InUseError,
     SegmentCorruptError,
     SegmentNotFoundError,
     SpecError,
@@ -45,8 +46,8 @@ from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.remote.client import (
     CHUNK_BYTES,
     Limiter,
-    LocalPlace,
     Patience,
+    Place,
     RemotePlace,
     check_reachable,
     open_place,
@@ -61,14 +62,17 @@ from avtd3.store.remote.commit import (
 )
 from avtd3.store.remote.log import known_segments
 from avtd3.store.render.text import join_lines, plural
+from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import make_directories, staged
 
 MIRROR_FILE = ".mirror.json"
 """File of a dataset that was pulled from a URL, which it names."""
 THREADS = 8
 """Files of a segment that are copied at the same time."""
-_SIDECAR = re.compile(r"policy-(\d{8}|[1-9]\d{8,17})\.json")
-_LATEST = "LATEST.json"
+SIDECAR = re.compile(r"policy-(\d{8}|[1-9]\d{8,17})\.json")
+"""Names of the files that describe policies."""
+LATEST = "LATEST.json"
+"""File that names the newest policy."""
 
 
 class Stopped(Exception):  # noqa: N818 - a request, no fault
@@ -168,8 +172,8 @@ class SegmentCopier:
 
     def __init__(
         self,
-        source: LocalPlace | RemotePlace,
-        destination: LocalPlace | RemotePlace,
+        source: Place,
+        destination: Place,
         *,
         limiter: Limiter | None = None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -267,7 +271,7 @@ class _Verified:
     def __init__(
         self,
         copier: SegmentCopier,
-        source: LocalPlace | RemotePlace,
+        source: Place,
         key: str,
         entry: FileEntry,
     ) -> None:
@@ -433,7 +437,11 @@ class _Transfer:
         for sidecar in sidecars:
             if self._should_stop():
                 raise Stopped
-            size_bytes, problem = copy_policy(self._source, self._destination, sidecar)
+            try:
+                size_bytes, problem = copy_policy(self._source, self._destination, sidecar)
+            except FileNotFoundError:  # removed meanwhile, or not yet whole
+                self._total -= 1
+                continue
             self._problems += [problem] if problem else []
             self._copied += bool(size_bytes)
             present += not (size_bytes or problem)
@@ -467,19 +475,17 @@ class _Transfer:
         self._on_progress(progress)
 
 
-def create_dataset(
-    source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace, group: bytes
-) -> None:
+def create_dataset(source: Place, destination: Place, group: bytes) -> None:
     """Create the dataset that a source's ``zarr.json`` describes, or check that it is the same.
 
     Raises:
         SpecError: There is one with another spec.
         DatasetError: The source, or what is at the destination, is no dataset.
     """
-    spec = parse_spec(Path(source.text) / GROUP_FILE, _json(group, source.text))
+    spec = read_spec(group, source.text)
     if isinstance(destination, RemotePlace):
         found = create_or_read(destination, GROUP_FILE, group)
-        there = parse_spec(Path(destination.text) / GROUP_FILE, _json(found, destination.text))
+        there = read_spec(found, destination.text)
         if there != spec:
             raise SpecError(
                 f"dataset {destination.text} has another spec ({there.difference(spec)}); "
@@ -492,14 +498,16 @@ def create_dataset(
         write_aside(mirror, canonical_json({"url": source.text}))
 
 
-def _json(data: bytes, where: str) -> Any:  # noqa: ANN401 - any JSON value
+def read_spec(group: bytes, where: str) -> EpisodeSpec:
+    """Return the spec in the bytes of the ``zarr.json`` of a place."""
     try:
-        return parse_json(data, f"{where}/{GROUP_FILE}")
+        document = parse_json(group, f"{where}/{GROUP_FILE}")
     except ValueError as error:
         raise DatasetError(f"{where} is not a dataset: {error}") from error
+    return parse_spec(Path(where) / GROUP_FILE, document)
 
 
-def segments_of(place: LocalPlace | RemotePlace) -> set[str]:
+def segments_of(place: Place) -> set[str]:
     """Return the segments of a place; of a URL, those whose publication was completed."""
     if isinstance(place, RemotePlace):
         known = known_segments(place)
@@ -509,33 +517,30 @@ def segments_of(place: LocalPlace | RemotePlace) -> set[str]:
     return set(Dataset.open(place.path).segment_ids())
 
 
-def copy_maps(source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace) -> None:
+def copy_maps(source: Place, destination: Place) -> None:
     """Copy the road networks that the destination lacks; their names are their digests."""
     for key in source.sizes(f"{MAPS}/").keys() - destination.sizes(f"{MAPS}/").keys():
         destination.create(key, source.read(key))
 
 
-def policies_of(place: LocalPlace | RemotePlace) -> list[str]:
+def policies_of(place: Place) -> list[str]:
     """Return the sidecars of the policies in a place, oldest first."""
-    keys = (key for key in place.sizes("") if _SIDECAR.fullmatch(key))
+    keys = (key for key in place.sizes("") if SIDECAR.fullmatch(key))
     return sorted(keys, key=lambda key: (len(key), key))
 
 
-def copy_policy(
-    source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace, sidecar: str
-) -> tuple[int, str]:
+def copy_policy(source: Place, destination: Place, sidecar: str) -> tuple[int, str]:
     """Copy a policy unless it is there; return the bytes copied, and why it cannot be copied.
 
     Raises:
-        ConfigError: The destination has another policy of this version.
+        InUseError: The destination has another policy of this version.
+        FileNotFoundError: The policy is not whole, or no longer, at the source.
     """
     try:
         about = source.read(sidecar)
         name, digest = f"{sidecar.removesuffix('.json')}.safetensors", json.loads(about)["sha256"]
         there = read_if_any(destination, sidecar)
         data = b"" if there == about else b"".join(source.chunks(name))
-    except FileNotFoundError:
-        return 0, ""  # removed meanwhile, or not yet whole
     except (KeyError, TypeError, ValueError):
         return 0, f"{source.text}/{sidecar} does not describe a policy"
     if there == about:
@@ -545,23 +550,28 @@ def copy_policy(
     # First the weights: a policy whose sidecar is there is whole.
     found = (create_or_read(destination, name, data), create_or_read(destination, sidecar, about))
     if found != (data, about):
-        raise ConfigError(
-            f"{destination.text} has another {name}: another learner publishes there, or did; give "
-            "each learner a place of its own"
-        )
+        raise InUseError(destination.text, f"another learner, which published another {name}")
     return len(data) + len(about), ""
 
 
-def copy_latest(source: LocalPlace | RemotePlace, destination: LocalPlace | RemotePlace) -> None:
-    """Let ``LATEST.json`` name the newest policy of the source, unless a newer one is there."""
+def copy_latest(source: Place, destination: Place) -> None:
+    """Let ``LATEST.json`` name the same policy as at the source, if it is there and newer."""
     data, there = (_version(place) for place in (source, destination))
-    if data[0] > there[0]:
-        destination.write(_LATEST, data[1])
+    if data[0] > there[0] and read_if_any(destination, sidecar_of(data[1])) is not None:
+        destination.write(LATEST, data[1])
 
 
-def _version(place: LocalPlace | RemotePlace) -> tuple[int, bytes]:
+def sidecar_of(latest: bytes) -> str:
+    """Return the name of the sidecar of the policy that a ``LATEST.json`` names, or any text."""
     try:
-        data = place.read(_LATEST)
+        return str(json.loads(latest)["file"]).replace(".safetensors", ".json")
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def _version(place: Place) -> tuple[int, bytes]:
+    try:
+        data = place.read(LATEST)
         return int(json.loads(data)["version"]), data
     except (FileNotFoundError, KeyError, TypeError, ValueError):
         return -1, b""

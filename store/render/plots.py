@@ -27,6 +27,8 @@ LOG_DECADES = 2.5
 """Powers of ten that positive values must span to get a logarithmic axis."""
 LARGEST = 1e30
 """Values beyond are drawn here."""
+SMALLEST = 1e-290
+"""Size below which a constant is drawn as 0."""
 LIMIT_DISTANCE = 1.0
 """How far outside the values a limit is still shown, in heights of the plot."""
 
@@ -226,7 +228,8 @@ def _value_axis(lines: Sequence[Line], limits: Sequence[float]) -> _Axis:
     near = [value for value in limits if low - reach <= value <= high + reach]
     low, high = min([low, *near]), max([high, *near])
     if high - low <= 1e-9 * max(abs(low), abs(high)):
-        room = 0.1 * (max(abs(low), abs(high)) or 1.0)
+        size = max(abs(low), abs(high))
+        room = 0.1 * (size if size > SMALLEST else 1.0)
         low, high = low - room, high + room
     room = 0.04 * (high - low)
     return _Axis(low=low - room, high=high + room, start=BOTTOM, end=TOP)

@@ -482,6 +482,10 @@ class Sampler:
         """The published steps by the name of the collector in the segments' names."""
         return self._tracker.published
 
+    def segments_of(self, number: int) -> set[str]:
+        """Return the names of the segments of a dataset that are sampled, or being loaded."""
+        return {name for dataset, name in tuple(self._tracker.followed) if dataset == number}
+
     @property
     def excluded(self) -> str:
         """Why no episode may be sampled; empty if there are no episodes."""

@@ -49,6 +49,50 @@ class Line(Environment):
         return {"distance": abs(self.x)}
 
 
+class Rule:
+    """Pushes to the middle."""
+
+    expert_drove = True
+
+    def __init__(self, world):
+        self.world = world
+
+    def reset(self, rng):
+        pass
+
+    def act(self, observation):
+        return np.array((-np.sign(self.world.x),), np.float32)
+
+
+class Guarded(Rule):
+    """A policy, unless it is far from the middle."""
+
+    def __init__(self, world, policy):
+        super().__init__(world)
+        self.policy = policy
+
+    def reset(self, rng):
+        self.policy.reset(rng)
+
+    def act(self, observation):
+        own = self.policy.act(observation)
+        self.expert_drove = abs(self.world.x) > 0.5
+        return super().act(observation) if self.expert_drove else own
+
+
+class Taught(Line):
+    """Has an expert, which says what it would do and takes over."""
+
+    def driver(self, base):
+        return Rule(self) if base == "expert" else super().driver(base)
+
+    def teacher(self):
+        return Rule(self)
+
+    def takeover(self, policy):
+        return Guarded(self, policy)
+
+
 class Duck:
     """An environment that is no subclass of ours."""
 

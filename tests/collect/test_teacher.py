@@ -25,6 +25,7 @@ from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation
 from avtd3.store.step_labels import StepLabels
 from avtd3.store.writer import SegmentWriter
+from avtd3.tests.collect import line_world
 
 pytestmark = pytest.mark.usefixtures("maps_without_own_process")
 
@@ -134,6 +135,23 @@ def test_worlds_without_an_expert_have_no_labels(tmp_path):
     config = CollectConfig(world="avtd3.tests.collect.line_world:Line", driver="random")
     collect(tmp_path / "data", config, episodes=2)
     assert [episode.labels for episode in episodes(tmp_path / "data")] == [None, None]
+
+
+def test_a_world_of_a_user_may_have_a_teacher_and_takeovers(tmp_path):
+    spec = Dataset.create(tmp_path / "any", line_world.SPEC).spec
+    torch.manual_seed(0)
+    PolicyStore(tmp_path / "p").publish(Actor(spec, NETWORK), spec, NETWORK, updates=0)
+    config = CollectConfig(
+        world="avtd3.tests.collect.line_world:Taught",
+        driver="0.5:expert,0.5:takeover",
+        exploration_noise=0.0,
+    )
+    collect(tmp_path / "data", config, episodes=8, policies=tmp_path / "p")
+    for episode in episodes(tmp_path / "data"):
+        drove, x = episode.labels.expert_drove, episode.vectors[:-1, 0]
+        np.testing.assert_array_equal(episode.labels.expert_action[:, 0], -np.sign(x))
+        is_expert = episode.attributes["driver"] == "expert"
+        np.testing.assert_array_equal(drove, is_expert | (np.abs(x) > 0.5))
 
 
 SPEC = EpisodeSpec(vector_names=("x",), action_names=("a",))

@@ -61,7 +61,6 @@ SINGLE_IMPORTERS = {
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
     "store.render.audit_page": WORK,
-    "store.remote.transfer": WORK,
     "store.render.status_view": WORK,
     "store.replay.direct": TOPIC,
 }

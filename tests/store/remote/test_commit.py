@@ -244,6 +244,7 @@ def units_survive(url, tmp_path, proxy, units, attempts):
     assert len([p for p in content(tmp_path / "back") if p.endswith("MANIFEST.json")]) == units
 
 
+@pytest.mark.slow
 def test_units_are_published_once_while_requests_fail(proxy, bucket, tmp_path):
     units_survive(bucket, tmp_path, proxy, units=1, attempts=2)
 

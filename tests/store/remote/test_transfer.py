@@ -36,7 +36,7 @@ PLACES = {
     [
         ("path", "path"),
         ("path", "memory"),
-        ("memory", "s3"),
+        pytest.param("memory", "s3", marks=pytest.mark.slow),
         pytest.param("path", "s3", marks=pytest.mark.slow),
         pytest.param("s3", "path", marks=pytest.mark.slow),
         pytest.param("s3", "s3", marks=pytest.mark.slow),
@@ -60,6 +60,7 @@ def test_a_dataset_is_the_same_in_every_place(request, data, tmp_path, kind, oth
     assert name in sealed(open_place(second))
 
 
+@pytest.mark.slow
 def test_a_pulled_directory_is_an_ordinary_dataset_that_knows_its_url(data, bucket, tmp_path):
     transfer(data.path, f"{bucket}/d/")
     transfer(f"{bucket}/d", tmp_path / "back")
@@ -110,6 +111,7 @@ def test_damaged_bytes_are_not_copied_in_either_direction(data, bucket, tmp_path
     assert Dataset.open(tmp_path / "back").segment_ids() == []
 
 
+@pytest.mark.slow
 def test_large_files_go_in_parts_and_a_wrong_one_is_given_up(data, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(client, "CHUNK_BYTES", 100)
     monkeypatch.setattr(module, "CHUNK_BYTES", 100)
@@ -124,10 +126,12 @@ def test_large_files_go_in_parts_and_a_wrong_one_is_given_up(data, bucket, tmp_p
     assert name not in sealed(open_place(bucket))
 
 
-SLOW_FAULTS = [pytest.param(fault, marks=pytest.mark.slow) for fault in ("503", "before", "slow")]
+SLOW_FAULTS = [
+    pytest.param(fault, marks=pytest.mark.slow) for fault in ("503", "before", "after", "slow")
+]
 
 
-@pytest.mark.parametrize("fault", ["after", "half", *SLOW_FAULTS])
+@pytest.mark.parametrize("fault", ["half", *SLOW_FAULTS])
 def test_a_transfer_survives_faults(data, proxy, bucket, tmp_path, fault):
     """Every tenth request fails, over real sockets."""
     shutil.rmtree(data.segments_path / data.segment_ids()[0])
@@ -140,6 +144,7 @@ def test_a_transfer_survives_faults(data, proxy, bucket, tmp_path, fault):
     assert any("waiting: " in line for line in lines) == (fault != "slow")
 
 
+@pytest.mark.slow
 def test_an_outage_ends_with_an_error_and_the_next_run_continues(
     data, proxy, bucket, tmp_path, monkeypatch
 ):
@@ -199,7 +204,7 @@ def test_policies_are_copied_and_latest_never_goes_back(bucket, tmp_path):
     latest = json.loads(open_place(f"{bucket}/policies").read("LATEST.json"))
     assert latest["version"] == 3
     policy(back, 3, b"of another learner")
-    with pytest.raises(ConfigError, match="another learner publishes there"):
+    with pytest.raises(ConfigError, match="in use by another learner, which published another"):
         transfer(back, f"{bucket}/policies")
     policy(here, 4)
     (here / "policy-00000004.safetensors").write_bytes(b"damaged")
@@ -235,3 +240,17 @@ def test_the_commands_copy_verify_and_exit_with_1_when_something_is_wrong(
     for key in KEYS:
         assert not any(key in text for text in printed)
         assert not any(key.encode() in content for content in everything)
+
+
+def test_an_audit_of_a_url_reads_a_copy_and_reports_what_is_damaged_there(data, bucket, avtd3):
+    transfer(data.path, bucket)
+    code, out, err = avtd3("replay-inspect", bucket, "--json")
+    report = json.loads(out)
+    assert report["datasets"][0]["path"].endswith(bucket.rpartition("/")[2])
+    assert f"copied {bucket} to " in err
+    open_place(bucket).write(f"segments/{data.segment_ids()[0]}/reward/c/0", b"x")
+    code, out, err = avtd3("replay-inspect", bucket)
+    assert code == 1
+    assert "not copied: " in err
+    code, _, err = avtd3("replay-inspect", bucket, "--quarantine")
+    assert (code, "copy it first (avtd3 pull)" in err) == (2, True)

@@ -1,0 +1,523 @@
+"""Threads that keep a directory of this machine and a URL alike while a learner or collector works.
+
+`Mirror` brings the newest segments of a URL here, for a learner. `Spool` takes segments there that
+a collector wrote here. `PolicyPull` and `PolicyPush` do the same with policies. While a URL cannot
+be reached, they try again for ever, and say so in `waiting`; nothing is lost, because a file is
+deleted at one end only when it is whole at the other.
+"""
+
+import contextlib
+import os
+import random
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Self
+
+from avtd3.store.dataset import Dataset
+from avtd3.store.errors import (
+    Avtd3Error,
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    InUseError,
+    MissingPackageError,
+    SegmentCorruptError,
+    SegmentNotFoundError,
+    SpecError,
+    UnreachableError,
+)
+from avtd3.store.files import read_json, sha256, storage_errors
+from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, MAPS
+from avtd3.store.format.manifest import read_manifest
+from avtd3.store.locks import ExclusiveLock
+from avtd3.store.remote.client import LocalPlace, Patience, Place, RemotePlace, check_reachable
+from avtd3.store.remote.commit import read_if_any, segment_key
+from avtd3.store.remote.log import LogEntry, LogReader, held_episodes, summarise_days
+from avtd3.store.remote.transfer import (
+    LATEST,
+    MIRROR_FILE,
+    SIDECAR,
+    SegmentCopier,
+    Stopped,
+    copy_latest,
+    copy_maps,
+    copy_policy,
+    create_dataset,
+    policies_of,
+    read_spec,
+    sidecar_of,
+)
+from avtd3.store.staging import remove_segments
+
+PERIOD_S = 2.0
+"""Mean time between two looks at a URL, in seconds; each wait is random, half of it or more."""
+_KEPT_POLICIES = 3
+"""Policies that `PolicyPull` keeps here."""
+_RETRY_S = 300.0
+"""Seconds until a segment that is damaged at the URL is tried again."""
+_LASTING = (SegmentCorruptError, SpecError, InUseError, MissingPackageError)
+"""Errors that trying again does not help."""
+
+
+def local_name(url: str) -> str:
+    """Return a name for a directory that belongs to a URL."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", url.partition("://")[2])
+    return f"{plain.strip('-')[-40:]}-{sha256(url.encode())[:8]}"
+
+
+class Background(ABC):
+    """Does `work` again and again in a thread. Use it as a context manager.
+
+    Args:
+        url: The URL.
+        path: The directory of this machine.
+    """
+
+    def __init__(self, url: str, path: Path) -> None:
+        self.url, self.path = url, path
+        self.waiting = ""
+        """Why it cannot continue at present; empty while it can."""
+        self._stop, self._wake = threading.Event(), threading.Event()
+        self._error: Exception | None = None
+        self._has_worked, self._is_idle, self._lock = False, False, threading.Lock()
+        patience = Patience(seconds=float("inf"), should_stop=self._is_over, on_wait=self._note)
+        self.place = RemotePlace(url, patience)
+        self.local = LocalPlace(path)
+        self._thread = threading.Thread(
+            target=self._run, name=f"avtd3-{type(self).__name__}", daemon=True
+        )
+
+    @abstractmethod
+    def work(self) -> None:
+        """Do what there is to do now."""
+
+    def start(self) -> Self:
+        """Check that the URL can be reached, and start the thread."""
+        check_reachable(self.place)
+        with storage_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._thread.start()
+        return self
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread after the request in progress."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def check(self) -> None:
+        """Raise the error that ended the thread, if any."""
+        if self._error is not None:
+            raise self._error
+        if self._thread.ident and not (self._thread.is_alive() or self._stop.is_set()):
+            raise RuntimeError(f"the thread {self._thread.name} has ended")
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether `check` would raise."""
+        return self._error is not None
+
+    def finish(self, should_stop: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
+        """Wait until everything is done; return False if stopped before.
+
+        After a stop, continue while the URL can be reached.
+        """
+        with self._lock:
+            self._is_idle = False
+            self._wake.set()
+        while not self._is_idle:
+            self.check()
+            if should_stop() and self.waiting:
+                return False
+            on_wait(self.waiting)
+            time.sleep(0.05)
+        return True
+
+    def _is_over(self) -> bool:
+        return self._stop.is_set()
+
+    def _note(self, reason: str) -> None:
+        self.waiting = reason
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                self.work()
+            except Stopped:
+                return
+            except (Avtd3Error, OSError) as error:
+                if self._stop.is_set():
+                    return
+                # What worked before works again: credentials expire, disks are full for a while.
+                can_pass = self._has_worked or isinstance(error, UnreachableError)
+                if isinstance(error, _LASTING) or not can_pass:
+                    self._error = error
+                    return
+                self.waiting = str(error)
+            else:
+                self._has_worked, self.waiting = True, ""
+                with self._lock:
+                    self._is_idle = not self._wake.is_set()
+            self._wake.wait(PERIOD_S * random.uniform(0.5, 1.5))
+
+    def _copier(self, source: Place) -> SegmentCopier:
+        other = self.place if source is self.local else self.local
+        return SegmentCopier(source, other, should_stop=self._is_over)
+
+
+class Mirror(Background):
+    """A dataset here that has the newest segments of one at a URL.
+
+    It is an ordinary dataset. The oldest segments are removed here when it would grow beyond its
+    limit: first those that the sampler does not want, and only those that are still at the URL.
+
+    Args:
+        url: URL of the dataset.
+        path: Directory of the mirror.
+        max_bytes: Largest size, in bytes.
+        steps: Newest steps to bring here at first.
+    """
+
+    def __init__(self, url: str, path: Path, *, max_bytes: int, steps: int) -> None:
+        super().__init__(url, path)
+        self._max_bytes, self._steps = max_bytes, steps
+        self._reader = LogReader(self.place)
+        self._dataset: Dataset | None = None
+        self._sizes: dict[str, int] = {}
+        self._missing: dict[str, LogEntry] = {}
+        self._fetched: set[str] = set()
+        self._retry_s: dict[str, float] = {}
+        self._day = ""
+        self.problems: dict[str, str] = {}
+        """Why segments of the URL cannot be brought here, by name."""
+        self._on_wait: Callable[[str], None] = lambda _: None
+        self._should_stop: Callable[[], bool] = lambda: False
+        self.wanted: Callable[[], Collection[str]] = frozenset
+        """Returns the segments that must stay as long as possible."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the segments that are here."""
+        return sum(tuple(self._sizes.values()))
+
+    @property
+    def steps_elsewhere(self) -> int:
+        """Steps that were published at the URL and were never here since this process started."""
+        entries = list(self._reader.segments.values())
+        return self._reader.older_steps + sum(
+            entry.steps for entry in entries if entry.segment not in self._fetched
+        )
+
+    def fill(self, should_stop: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
+        """Bring the newest segments here, in the calling thread; return False if stopped.
+
+        Raises:
+            DatasetError: There is no dataset at the URL.
+            ConfigError: The limit is below two of the largest segments, or the directory is the
+                mirror of another URL.
+        """
+        check_reachable(self.place)
+        self._should_stop, self._on_wait = should_stop, on_wait
+        try:
+            self._open()
+        except (Stopped, UnreachableError):
+            if not should_stop():
+                raise
+            return False
+        return True
+
+    def _is_over(self) -> bool:
+        return super()._is_over() or self._should_stop()
+
+    def _note(self, reason: str) -> None:
+        super()._note(reason)
+        self._on_wait(reason)
+
+    def work(self) -> None:
+        """Bring here what is new."""
+        if self._dataset is None:
+            if read_if_any(self.place, GROUP_FILE) is not None:
+                self._open()
+            return
+        if (day := time.strftime("%Y%m%d", time.gmtime())) != self._day:
+            with contextlib.suppress(ConfigError):  # these credentials may only read
+                summarise_days(self.place, time.time())
+            self._day = day
+        self._missing |= {entry.segment: entry for entry in self._reader.refresh()}
+        self._fetch()
+
+    def _open(self) -> None:
+        if (group := read_if_any(self.place, GROUP_FILE)) is None:
+            raise DatasetError(
+                f"there is no dataset at {self.url}; avtd3 collect {self.url} creates one, or add "
+                "--follow to wait for it"
+            )
+        create_dataset(self.place, self.local, group)
+        named = read_json(self.path / MIRROR_FILE)
+        if named != {"url": self.url}:
+            raise ConfigError(
+                f"{self.path} is a mirror of {named}, expected one of {self.url}; remove it, or "
+                "give the run another directory"
+            )
+        dataset = Dataset.open(self.path)
+        self._sizes = {
+            name: read_manifest(dataset.segments_path / name).size_bytes
+            for name in dataset.segment_ids()
+        }
+        self._fetched = set(self._sizes)
+        entries = self._reader.open(self._steps)
+        self._check_limit(entries)
+        steps = 0
+        for entry in sorted(entries, key=lambda entry: entry.segment, reverse=True):
+            if steps >= self._steps:
+                break
+            self._missing[entry.segment] = entry
+            steps += entry.steps
+        self._dataset = dataset
+        self._fetch()
+
+    def _check_limit(self, entries: Collection[LogEntry]) -> None:
+        largest = sorted((entry.size_bytes for entry in entries), reverse=True)[:2]
+        least = 2 * largest[0] if len(largest) == 1 else sum(largest)
+        if least > self._max_bytes:
+            raise ConfigError(
+                f"learn.mirror_bytes is {self._max_bytes}, expected at least {least}: the two "
+                f"largest segments of {self.url} must fit into the mirror"
+            )
+
+    def _fetch(self) -> None:
+        """Bring the missing segments here; try damaged ones again later."""
+        now_s = time.monotonic()
+        due = [name for name in self._missing if self._retry_s.get(name, 0.0) <= now_s]
+        if due:
+            copy_maps(self.place, self.local)
+        with self._copier(self.place) as copier:
+            for number, name in enumerate(due):
+                self._note(f"copying segment {number + 1} of {len(due)} from {self.url}")
+                self.problems.pop(name, None)
+                try:
+                    self._fetch_one(copier, self._missing[name])
+                except SegmentNotFoundError:
+                    pass  # removed meanwhile
+                except SegmentCorruptError as error:
+                    self.problems[name] = str(error)
+                    self._retry_s[name] = now_s + _RETRY_S
+                    continue
+                del self._missing[name]
+
+    def _fetch_one(self, copier: SegmentCopier, entry: LogEntry) -> None:
+        if entry.segment in self._sizes or not self._make_room(entry):
+            return
+        if (found := copier.manifest(entry.segment)) is not None:
+            copier.copy(*found)
+            self._sizes[entry.segment] = entry.size_bytes
+            self._fetched.add(entry.segment)
+
+    def _make_room(self, entry: LogEntry) -> bool:
+        """Remove older segments here until one fits; return whether it does."""
+        wanted = self.wanted()
+        newest = max(wanted, default="")  # the sampler has not seen newer ones yet
+        older = sorted(name for name in self._sizes if name < entry.segment)
+        for name in sorted(older, key=lambda name: name in wanted or name > newest):
+            if self.size_bytes + entry.size_bytes <= self._max_bytes:
+                break
+            # What is no longer at the URL may be the only copy.
+            if read_if_any(self.place, segment_key(name, MANIFEST_FILE)) is not None:
+                remove_segments(self.path, [name])
+                del self._sizes[name]
+        return self.size_bytes + entry.size_bytes <= self._max_bytes
+
+
+class Spool(Background):
+    """A dataset here whose segments go to a URL, and are deleted here when they are there.
+
+    Args:
+        url: URL of the dataset.
+        path: Directory of the spool; several collectors for one URL may share it.
+    """
+
+    def __init__(self, url: str, path: Path) -> None:
+        super().__init__(url, path)
+        self._maps: set[str] = set()
+        self._held: Mapping[str, Mapping[int, int]] = {}
+
+    @property
+    def left(self) -> int:
+        """Number of segments that are not at the URL yet."""
+        return len(Dataset.open(self.path).segment_ids()) if self._is_dataset else 0
+
+    @property
+    def _is_dataset(self) -> bool:
+        return (self.path / GROUP_FILE).exists()
+
+    def check_spec(self) -> None:
+        """Raise `SpecError` if there is a dataset with another spec at the URL."""
+        if (group := read_if_any(self.place, GROUP_FILE)) is not None:
+            there, here = read_spec(group, self.url), Dataset.open(self.path).spec
+            if there != here:
+                raise SpecError(
+                    f"dataset {self.url} has another spec ({there.difference(here)}); collect "
+                    "into another URL, or with the dataset's settings"
+                )
+
+    def held(self, plan: str) -> dict[int, int]:
+        """Return the steps of the episodes of a plan that are at the URL, by index."""
+        return held_episodes(LogReader(self.place).open(), plan)
+
+    def work(self) -> None:
+        """Copy all segments, oldest first, and delete each here."""
+        if not self._is_dataset or not self.left:
+            return
+        lock = ExclusiveLock(self.path, purpose="avtd3 collect, upload", name=".upload.lock")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock)
+            except InUseError as error:
+                raise UnreachableError(f"another collector uploads: {error}") from error
+            self._upload()
+
+    def _upload(self) -> None:
+        create_dataset(self.local, self.place, self.local.read(GROUP_FILE))
+        if (maps := set(self.local.sizes(f"{MAPS}/"))) - self._maps:
+            copy_maps(self.local, self.place)
+            self._maps = maps
+        with self._copier(self.local) as copier:
+            for name in Dataset.open(self.path).segment_ids():
+                if (found := copier.manifest(name)) is not None:
+                    copier.copy(*found)
+                    remove_segments(self.path, [name])
+
+
+def spool_path(url: str, configured: str) -> Path:
+    """Return the directory of the spool for a URL; it must survive a restart of the machine."""
+    if configured:
+        return Path(configured)
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "avtd3" / "spool" / local_name(url)
+
+
+class SpoolSize:
+    """Measures how many bytes of segments a spool holds; each manifest is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._dataset, self._sizes = Dataset.open(path), dict[str, int]()
+
+    def measure(self) -> int:
+        """Return the bytes of all segments that are there now."""
+        names = self._dataset.segment_ids()
+        self._sizes = {name: self._sizes.get(name) or self._size(name) for name in names}
+        return sum(self._sizes.values())
+
+    def _size(self, name: str) -> int:
+        with contextlib.suppress(SegmentCorruptError, OSError):  # uploaded meanwhile
+            return read_manifest(self._dataset.segments_path / name).size_bytes
+        return 0
+
+
+class PolicyPull(Background):
+    """A directory of policies here that has the newest policies of a URL."""
+
+    def __init__(self, url: str, path: Path) -> None:
+        super().__init__(url, path)
+        self._etag: str | None = None
+
+    def work(self) -> None:
+        """Bring the policy here that ``LATEST.json`` names, if that has changed."""
+        with contextlib.suppress(FileNotFoundError):
+            if (changed := self.place.read_changed(LATEST, self._etag)) is not None:
+                self.pull(changed[0])
+                self._etag = changed[1]
+
+    def pull(self, latest: bytes) -> None:
+        """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
+        _pull_policy(self.place, self.local, sidecar_of(latest))
+        copy_latest(self.place, self.local)
+        for old in policies_of(self.local)[:-_KEPT_POLICIES]:
+            self.local.delete([old.replace(".json", ".safetensors"), old])
+
+
+def _pull_policy(place: RemotePlace, local: LocalPlace, sidecar: str) -> None:
+    if SIDECAR.fullmatch(sidecar) is None:
+        raise UnreachableError(f"{place.text}/{LATEST} names no policy; publish a new one")
+    try:
+        problem = copy_policy(place, local, sidecar)[1]
+    except FileNotFoundError:
+        problem = f"{place.text}/{sidecar} describes a policy that is not there; publish a new one"
+    if problem:
+        raise UnreachableError(problem)
+
+
+def fetch_policy(url: str, folder: Path) -> Path:
+    """Bring the newest policy of a URL, or the one whose file it names, here; return its path.
+
+    Raises:
+        CheckpointError: There is none.
+        UnreachableError: The URL cannot be reached, or the policy is damaged there.
+    """
+    base, _, name = url.rpartition("/") if url.endswith(".safetensors") else (url, "", "")
+    place, local = RemotePlace(base), LocalPlace(folder)
+    check_reachable(place)
+    sidecar = name.replace(".safetensors", ".json")
+    if not name:
+        latest, every = read_if_any(place, LATEST), policies_of(place)
+        sidecar = sidecar_of(latest) if latest is not None else every[-1] if every else ""
+    if not sidecar or read_if_any(place, sidecar) is None:
+        raise CheckpointError(
+            f"{url} holds no policy; give the URL that a learner publishes into (avtd3 learn "
+            "--policies), or that of one of its files"
+        )
+    _pull_policy(place, local, sidecar)
+    return folder / name
+
+
+class PolicyPush(Background):
+    """A directory of policies here whose policies go to a URL.
+
+    Args:
+        url: URL of the policies.
+        path: Directory that the learner publishes into.
+        prunes: Whether to delete policies there that are older than all here.
+    """
+
+    def __init__(self, url: str, path: Path, *, prunes: bool = False) -> None:
+        super().__init__(url, path)
+        self._prunes, self._done = prunes, set[str]()
+        self._latest: bytes | None = None
+
+    def adopt(self) -> None:
+        """Bring the newest policy of an earlier run here, so that versions continue after it."""
+        check_reachable(self.place)
+        if (latest := read_if_any(self.place, LATEST)) is not None:
+            PolicyPull(self.url, self.path).pull(latest)
+
+    def work(self) -> None:
+        """Copy what is new, then let ``LATEST.json`` there name the newest policy."""
+        new = [name for name in policies_of(self.local) if name not in self._done]
+        for name in new:
+            with contextlib.suppress(FileNotFoundError):  # being published
+                if not copy_policy(self.local, self.place, name)[1]:
+                    self._done.add(name)
+        latest = read_if_any(self.local, LATEST)
+        if new or latest != self._latest:
+            copy_latest(self.local, self.place)
+            self._latest = latest
+            self._prune()
+
+    def _prune(self) -> None:
+        here = policies_of(self.local)
+        if self._prunes and here:
+            there = policies_of(self.place)
+            for old in there[: there.index(here[0])] if here[0] in there else ():
+                self.place.delete([old.replace(".json", ".safetensors"), old])

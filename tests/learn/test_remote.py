@@ -1,0 +1,191 @@
+"""`train` with datasets and policies at URLs."""
+
+import dataclasses
+import json
+import threading
+
+import pytest
+
+from avtd3.learn.callbacks import ProgressCallback, TrainCallback
+from avtd3.learn.config import LearnConfig
+from avtd3.learn.guards.config import GuardConfig
+from avtd3.learn.networks import NetworkConfig
+from avtd3.learn.policy_store import PolicyStore
+from avtd3.learn.trainer import train
+from avtd3.store import ConfigError, Dataset, DatasetError, InUseError, ReplayConfig
+from avtd3.store.remote import background
+from avtd3.store.remote.client import open_place
+from avtd3.store.remote.transfer import transfer
+from avtd3.tests.store.remote.servers import KEYS
+
+CONFIG = LearnConfig(
+    updates=20,
+    publish_every=10,
+    checkpoint_every=10,
+    learning_starts=10,
+    updates_per_step=0.0,
+    refresh_seconds=0.01,
+    guards=GuardConfig(every=20, layers_every=20),
+    network=NetworkConfig(hidden=(8, 8), features=8),
+    replay=ReplayConfig(batch_size=4),
+)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(background, "PERIOD_S", 0.02)
+
+
+@pytest.fixture
+def data(tmp_path, make_spec, publish_episodes):
+    publish_episodes(tmp_path / "data", make_spec(vector=3))
+    return tmp_path / "data"
+
+
+def test_a_run_learns_from_a_url_and_publishes_to_one(data, bucket, tmp_path):
+    transfer(data, f"{bucket}/d")
+    run = tmp_path / "run"
+    report = train(CONFIG, datasets=f"{bucket}/d", run=run, policies=f"{bucket}/policies")
+    assert (report.updates, report.policies, report.unsent) == (20, f"{bucket}/policies", "")
+    transfer(f"{bucket}/policies", tmp_path / "back")
+    policy = PolicyStore(tmp_path / "back").latest(None)
+    assert policy is not None
+    assert (policy.version, policy.updates) == (2, 20)
+    settings = json.loads((run / "config.json").read_bytes())
+    assert (settings["datasets"], settings["policies"]) == ([f"{bucket}/d"], f"{bucket}/policies")
+    # What is sampled is the same as from the directory that the data came from.
+    local = train(CONFIG, datasets=data, run=tmp_path / "local")
+    newest = PolicyStore(local.policies).latest(None)
+    assert newest is not None
+    assert newest.digest == policy.digest
+    for file in run.rglob("*"):
+        assert not file.is_file() or not any(key.encode() in file.read_bytes() for key in KEYS)
+
+
+class Until(TrainCallback):
+    """Do something at the first wait, and stop at the end."""
+
+    def __init__(self, on_wait):
+        self.lines, self.on_wait = [], on_wait
+
+    def on_progress(self, progress):
+        self.lines.append(progress.line())
+        self.on_wait(progress.line())
+
+
+def test_a_learner_follows_a_url_through_a_cut_link(
+    data, proxy, bucket, tmp_path, make_spec, publish_episodes
+):
+    """It waits for the dataset, learns, waits while the link is cut, and learns on."""
+    steps: list[str] = []
+
+    def act(line):
+        if "waiting for a collector to create" in line and not steps:
+            steps.append("created")
+            transfer(data, bucket)
+        elif "waiting for more steps" in line and len(steps) == 1:
+            steps.append("cut")
+            proxy.is_cut = True
+        elif "cannot be reached now" in line and len(steps) == 2:
+            steps.append("healed")
+            proxy.is_cut = False
+            publish_episodes(data, make_spec(vector=3))
+            transfer(data, bucket)
+
+    seen = Dataset.open(data).snapshot().steps
+    config = dataclasses.replace(
+        CONFIG, updates_per_step=1.0, learning_starts=5, updates=2 * seen - 5,
+        publish_every=1000, checkpoint_every=1000,
+    )  # fmt: skip
+    report = train(
+        config, datasets=bucket, run=tmp_path / "run", follow=True, callbacks=[Until(act)],
+        policies=f"{bucket}/policies",
+    )  # fmt: skip
+    assert steps == ["created", "cut", "healed"]
+    assert report.updates == config.updates
+    assert not report.stopped
+    assert "LATEST.json" in open_place(f"{bucket}/policies").sizes("")
+
+
+@pytest.mark.slow
+def test_a_resumed_run_counts_the_steps_that_its_mirror_lacks(
+    data, tmp_path, make_spec, publish_episodes
+):
+    pytest.importorskip("obstore")
+    for _ in range(3):
+        publish_episodes(data, make_spec(vector=3))
+    url = f"memory://{tmp_path.name}"
+    transfer(data, url)
+    total = Dataset.open(data).snapshot().steps
+    config = dataclasses.replace(
+        CONFIG, replay=ReplayConfig(batch_size=4, capacity=total // 2),
+        updates_per_step=1.0, learning_starts=total // 2, updates=total // 2,
+        publish_every=1000, checkpoint_every=1000,
+    )  # fmt: skip
+    stop = threading.Event()
+    threading.Timer(240.0, stop.set).start()
+    report = train(
+        config, datasets=url, run=tmp_path / "run", follow=True,
+        callbacks=[ProgressCallback(should_stop=stop.is_set)],
+    )  # fmt: skip
+    assert report.steps < total, "the mirror has the newest steps only"
+    assert report.updates == total // 2, "all steps at the URL allow updates"
+
+
+def test_versions_continue_after_an_earlier_run_and_two_learners_are_refused(
+    data, bucket, tmp_path
+):
+    policies = f"{bucket}/policies"
+    train(CONFIG, datasets=data, run=tmp_path / "one", policies=policies)
+    report = train(CONFIG, datasets=data, run=tmp_path / "two", policies=policies)
+    assert report.policy_version == 4
+
+    class Intruder(TrainCallback):
+        def on_publish(self, path):
+            if path.name.startswith("policy-00000005"):
+                open_place(policies).write("policy-00000006.safetensors", b"of another learner")
+
+    with pytest.raises(InUseError, match="another learner"):
+        train(
+            CONFIG, datasets=data, run=tmp_path / "three", policies=policies,
+            callbacks=[Intruder()],
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_link_is_cut_says_what_is_unsent(data, proxy, bucket, tmp_path):
+    transfer(data, bucket)
+    stopping = []
+
+    def act(line):
+        if line.startswith("update 10"):
+            proxy.is_cut = True
+        if "cannot be reached now" in line:
+            stopping.append(line)
+
+    class Callback(Until):
+        def should_stop(self):
+            return bool(stopping)
+
+    report = train(
+        CONFIG, datasets=bucket, run=tmp_path / "run", policies=f"{bucket}/policies",
+        callbacks=[Callback(act)],
+    )  # fmt: skip
+    assert report.updates == 20
+    assert f"avtd3 push {tmp_path / 'run' / 'policies'} {bucket}/policies" in report.unsent
+    assert report.unsent in report.summary()
+    proxy.is_cut = False
+    assert transfer(tmp_path / "run" / "policies", f"{bucket}/policies").copied
+
+
+def test_errors_come_at_the_start(data, bucket, tmp_path):
+    with pytest.raises(DatasetError, match="there is no dataset at s3://"):
+        train(CONFIG, datasets=f"{bucket}/missing", run=tmp_path / "run")
+    with pytest.raises(ConfigError, match="no bucket"):
+        train(CONFIG, datasets=data, run=tmp_path / "run2", policies="s3://no-bucket-here/p")
+    transfer(data, bucket)
+    small = LearnConfig(mirror_bytes=10)
+    with pytest.raises(ConfigError, match="mirror_bytes is 10, expected at least"):
+        train(small, datasets=bucket, run=tmp_path / "run3")
+    with pytest.raises(ConfigError, match="is a URL, expected a path of this machine"):
+        train(CONFIG, datasets=data, run=f"{bucket}/run")

@@ -1,0 +1,232 @@
+"""Mirrors, spools and policies that follow: nothing is lost, whatever happens to the link."""
+
+import json
+import time
+
+import pytest
+
+from avtd3.store import ConfigError, Dataset, DatasetError, InUseError
+from avtd3.store.remote import background
+from avtd3.store.remote.background import Mirror, PolicyPull, PolicyPush, Spool, SpoolSize
+from avtd3.store.remote.client import open_place
+from avtd3.store.remote.transfer import transfer
+from avtd3.tests.store.remote.datasets import add, content, make, sealed
+from avtd3.tests.store.remote.test_transfer import names, policy
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(background, "PERIOD_S", 0.02)
+
+
+def until(is_so, limit_s=60.0):
+    deadline_s = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def url(tmp_path):
+    pytest.importorskip("obstore")
+    return f"memory://{tmp_path.name}"
+
+
+def mirror_of(url, tmp_path, **options):
+    return Mirror(url, tmp_path / "mirror", **{"max_bytes": 10**9, "steps": 10**9, **options})
+
+
+def fill(mirror):
+    assert mirror.fill(lambda: False, lambda _: None)
+    return Dataset.open(mirror.path).segment_ids()
+
+
+def test_a_mirror_has_the_newest_segments_and_knows_what_is_elsewhere(url, tmp_path):
+    data = make(tmp_path / "data", [(3,), (4,), (2,)])
+    transfer(data.path, url)
+    mirror = mirror_of(url, tmp_path, steps=5)
+    assert fill(mirror) == data.segment_ids()[1:]
+    assert mirror.steps_elsewhere == 3
+    assert content(mirror.path).items() <= content(data.path).items()
+    again = mirror_of(url, tmp_path, steps=100)
+    assert fill(again) == data.segment_ids()
+    assert again.steps_elsewhere == 0
+
+
+@pytest.mark.slow
+def test_a_mirror_follows_in_the_background_also_before_the_dataset_exists(proxy, bucket, tmp_path):
+    data = make(tmp_path / "data", [(3,)])
+    with mirror_of(bucket, tmp_path) as mirror:
+        time.sleep(0.1)
+        mirror.check()
+        transfer(data.path, bucket)
+        until(lambda: len(content_of(mirror)) == 1)
+        proxy.is_cut = True
+        until(lambda: "cannot be reached now" in mirror.waiting)
+        proxy.is_cut = False
+        add(data, 9)
+        transfer(data.path, bucket)
+        until(lambda: content_of(mirror) == data.segment_ids())
+    assert content(mirror.path) == content(data.path)
+
+
+def content_of(mirror):
+    is_there = (mirror.path / "zarr.json").exists()
+    return Dataset.open(mirror.path).segment_ids() if is_there else []
+
+
+def test_eviction_makes_room_takes_unwanted_segments_first_and_never_the_only_copy(url, tmp_path):
+    data = make(tmp_path / "data", [(3,), (3,), (3,)])
+    first, _, third = data.segment_ids()
+    sizes = [data.open_segment(name).size_bytes for name in data.segment_ids()]
+    transfer(data.path, url)
+    mirror = mirror_of(url, tmp_path, max_bytes=sum(sizes))
+    fill(mirror)
+    open_place(url).delete([f"segments/{third}/MANIFEST.json"])
+    mirror.wanted = lambda: {first}  # it has not seen the newest ones yet
+    newest = []
+    for number in (7, 8):
+        newest.append(add(data, number, lengths=(3,)))
+        transfer(data.path, url)
+        mirror.work()
+    # First the one that is unwanted and still there, then the wanted one; never the only copy.
+    assert Dataset.open(mirror.path).segment_ids() == sorted([third, *newest])
+    here = Dataset.open(mirror.path).snapshot().segments
+    assert sum(segment.size_bytes for segment in here) <= sum(sizes)
+
+
+def test_a_limit_below_the_two_largest_segments_is_an_error_at_the_start(url, tmp_path):
+    data = make(tmp_path / "data", [(3,), (9,), (6,)])
+    transfer(data.path, url)
+    sizes = sorted(data.open_segment(name).size_bytes for name in data.segment_ids())
+    with pytest.raises(
+        ConfigError, match=rf"mirror_bytes is 1000, expected at least {sum(sizes[1:])}"
+    ):
+        fill(mirror_of(url, tmp_path, max_bytes=1000))
+    fill(mirror_of(url, tmp_path, max_bytes=sum(sizes[1:])))
+
+
+def test_a_mirror_of_another_url_and_a_missing_dataset_are_refused(url, tmp_path):
+    data = make(tmp_path / "data", [(3,)])
+    for place in (url, f"{url}/other"):
+        transfer(data.path, place)
+    fill(mirror_of(url, tmp_path))
+    with pytest.raises(ConfigError, match="is a mirror of"):
+        fill(mirror_of(f"{url}/other", tmp_path))
+    with pytest.raises(DatasetError, match=r"there is no dataset at .*--follow to wait"):
+        fill(mirror_of(f"{url}/missing", tmp_path))
+
+
+def test_a_damaged_segment_is_skipped_reported_and_tried_again(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(background, "_RETRY_S", 0.0)
+    data = make(tmp_path / "data", [(3,), (2,)])
+    transfer(data.path, url)
+    key = f"segments/{data.segment_ids()[0]}/reward/c/0"
+    good = open_place(url).read(key)
+    open_place(url).write(key, good[::-1])
+    mirror = mirror_of(url, tmp_path)
+    assert fill(mirror) == data.segment_ids()[1:]
+    assert "SHA-256" in mirror.problems[data.segment_ids()[0]]
+    open_place(url).write(key, good)
+    mirror.work()
+    assert mirror.problems == {}
+    assert content(mirror.path) == content(data.path)
+
+
+def test_a_spool_is_emptied_into_the_url_and_nothing_is_lost_while_it_is_cut(
+    proxy, bucket, tmp_path
+):
+    data = make(tmp_path / "data", [(3,)])
+    transfer(data.path, tmp_path / "kept")
+    with Spool(bucket, data.path) as spool:
+        assert spool.finish(lambda: False, lambda _: None)
+        assert (spool.left, len(sealed(open_place(bucket)))) == (0, 1)
+        proxy.is_cut = True
+        add(data, 9)
+        transfer(data.path, tmp_path / "kept")
+        waits: list[str] = []
+        assert not spool.finish(lambda: bool(waits and waits[-1]), waits.append)
+        assert "cannot be reached now" in waits[-1]
+        assert spool.left == 1
+        assert SpoolSize(data.path).measure() > 0
+        proxy.is_cut = False
+        assert spool.finish(lambda: False, lambda _: None)
+        assert SpoolSize(data.path).measure() == 0
+    transfer(bucket, tmp_path / "back")
+    assert content(tmp_path / "back") == content(tmp_path / "kept")
+
+
+@pytest.mark.slow
+def test_a_spool_that_is_cut_in_the_middle_is_uploaded_by_the_next_process(proxy, bucket, tmp_path):
+    data = make(tmp_path / "data", [(3,)])
+    transfer(data.path, tmp_path / "kept")
+    count = iter(range(10**9))
+    proxy.fault = lambda method, path: "before" if next(count) > 40 else ""
+    with Spool(bucket, data.path) as spool:
+        until(lambda: "cannot be reached now" in spool.waiting)
+    assert spool.left == 1
+    proxy.fault = lambda method, path: ""
+    with Spool(bucket, data.path) as first, Spool(bucket, data.path) as second:
+        for each in (first, second):  # two collectors share a spool
+            assert each.finish(lambda: False, lambda _: None)
+    transfer(bucket, tmp_path / "back")
+    assert content(tmp_path / "back") == content(tmp_path / "kept")
+
+
+def test_policies_follow_and_continue_after_those_of_an_earlier_run(url, tmp_path):
+    learner, later, collector = (tmp_path / name for name in ("learner", "later", "collector"))
+    policy(learner, 0)
+    with PolicyPush(url, learner) as push, PolicyPull(url, collector) as pull:
+        assert push.finish(lambda: False, lambda _: None)
+        until(lambda: "policy-00000000.json" in names(collector))
+        for version in range(1, 7):
+            policy(learner, version)
+        assert push.finish(lambda: False, lambda _: None)
+        until(lambda: "policy-00000006.json" in names(collector))
+        pull.check()
+    assert json.loads((collector / "LATEST.json").read_bytes())["version"] == 6
+    push = PolicyPush(url, later)
+    later.mkdir()
+    push.adopt()
+    assert names(later) == ["LATEST.json", "policy-00000006.json", "policy-00000006.safetensors"]
+
+
+def test_a_second_learner_is_recognised_and_old_policies_are_pruned(url, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for version in range(4):
+        policy(one, version)
+    with PolicyPush(url, one) as push:
+        assert push.finish(lambda: False, lambda _: None)
+    policy(two, 3, b"of another one")
+    with PolicyPush(url, two) as push:
+        with pytest.raises(InUseError, match="another learner"):
+            push.finish(lambda: False, lambda _: None)
+        with pytest.raises(InUseError):
+            push.check()
+    for version in (0, 1, 2):
+        (one / f"policy-{version:08d}.json").unlink()
+    policy(one, 4)
+    with PolicyPush(url, one, prunes=True) as push:
+        assert push.finish(lambda: False, lambda _: None)
+    kept = [key for key in open_place(url).sizes("") if key.endswith(".json")]
+    assert kept == ["LATEST.json", "policy-00000003.json", "policy-00000004.json"]
+
+
+def test_a_policy_that_is_being_published_is_copied_when_it_is_whole(url, tmp_path):
+    """The sidecar is written first, and ``LATEST.json`` last."""
+    learner, other = tmp_path / "learner", tmp_path / "other"
+    policy(learner, 0)
+    weights = (learner / "policy-00000000.safetensors").read_bytes()
+    (learner / "policy-00000000.safetensors").unlink()
+    push = PolicyPush(url, learner)
+    push.work()
+    assert open_place(url).sizes("") == {}
+    (learner / "policy-00000000.safetensors").write_bytes(weights)
+    latest = (learner / "LATEST.json").read_bytes()
+    (learner / "LATEST.json").unlink()
+    push.work()
+    (learner / "LATEST.json").write_bytes(latest)
+    push.work()
+    assert open_place(url).read("LATEST.json") == latest
+    PolicyPull(url, other).work()
+    assert names(other) == names(learner)
