@@ -384,8 +384,9 @@ def test_the_tutorial_s_environment_is_the_example():
 
 
 def test_the_tutorial_works_as_written(tmp_path):
-    environment, driving, check = blocks()
+    environment, controller, driving, check = blocks()
     (tmp_path / "own_world.py").write_text(environment)
+    (tmp_path / "driven_cart.py").write_text(controller)
     (tmp_path / "own_road.py").write_text(driving)
     (tmp_path / "test_it.py").write_text(f"{check}\ntest_the_cart_is_a_valid_world()\n")
     subprocess.run([sys.executable, "test_it.py"], cwd=tmp_path, check=True, timeout=120)
@@ -396,6 +397,10 @@ def test_the_tutorial_works_as_written(tmp_path):
     assert (code, json.loads(out)["steps"]) == (0, 36), error
     code, out, error = run(
         tmp_path, "evaluate", "random", "--world=own_world:Cart", "--episodes=2", "--json"
+    )
+    assert (code, len(json.loads(out)["rows"])) == (0, 2), error
+    code, out, error = run(
+        tmp_path, "evaluate", "expert", "--world=driven_cart:DrivenCart", "--episodes=2", "--json"
     )
     assert (code, len(json.loads(out)["rows"])) == (0, 2), error
     code, out, error = run(
