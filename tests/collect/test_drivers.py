@@ -162,6 +162,7 @@ def test_noise_may_be_another_for_each_action():
         action_limit=1.0,
         spec=UNIT,
         stack_stride=1,
+        version=1,
     )
     spec = make_spec((-1.0, 0.0), (1.0, 2.0))
     environment: Any = SimpleNamespace(spec=spec)
@@ -193,6 +194,7 @@ def test_noise_over_a_policy_with_a_limit_keeps_to_it():
         action_limit=0.6,
         spec=UNIT,
         stack_stride=1,
+        version=1,
     )
     spec = make_spec((-1.0, 0.0), (1.0, 1.0))
     driver = NoisyDriver(PolicyDriver(still), 1.0, time_s=0.0, period_s=0.05, spec=spec)
@@ -207,7 +209,7 @@ def test_a_policy_driver_sees_the_stack_and_the_vector():
     seen = []
 
     class Fake:
-        spec, stack_stride = make_environment().spec, 1
+        spec, stack_stride, version = make_environment().spec, 1, 1
 
         def act(self, frames, vector):
             seen.append((frames, vector))
@@ -229,6 +231,7 @@ def test_each_driver_can_be_built(kind):
         act=lambda frames, vector: np.zeros(2, np.float32),
         action_limit=1.0,
         stack_stride=1,
+        version=1,
         spec=make_environment().spec,
     )
     policy = PolicyDriver(still)

@@ -133,6 +133,7 @@ def wait_for_updates(process, run, updates):
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_a_job_ends_cleanly_is_queued_again_and_resumes(tmp_path, job):
     run, asked = tmp_path / "run", tmp_path / "scontrol.txt"
     first = job(*SMALL, "--updates=1000000")

@@ -25,6 +25,7 @@ BUILTIN_BASES = {
     "WorldError": RuntimeError,
     "WorldLost": RuntimeError,
     "StorageError": OSError,
+    "RankLostError": ConnectionError,
 }
 
 

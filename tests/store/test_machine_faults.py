@@ -22,7 +22,7 @@ from avtd3.tests.store.test_machine import StoreMachine
 def publish_in_place(patch):
     """Straight into ``segments/``, where a crash leaves a truncated segment."""
 
-    def publish(_, target, files):
+    def publish(_, target, files, check=None):
         for name in (MANIFEST_FILE, *files):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(target / name, os.O_WRONLY | os.O_CREAT))
@@ -32,9 +32,9 @@ def publish_in_place(patch):
 
 
 def swallow_a_full_disk(patch):
-    def publish(*args):
+    def publish(*args, check=None):
         with contextlib.suppress(StorageError):
-            staging.publish(*args)
+            staging.publish(*args, check=check)
 
     patch.setattr(writer, "publish", publish)
 

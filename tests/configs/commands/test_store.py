@@ -92,13 +92,16 @@ def test_the_example_of_the_page_on_rendering_runs(avtd3, tmp_path, monkeypatch)
     text = (Path(__file__).parents[3] / "docs/render.md").read_text("utf-8")
     lines = [line for line in text.splitlines() if line.startswith("avtd3 ")]
     answers = [avtd3(*line.removeprefix("avtd3 ").split()) for line in lines]
-    assert [code for code, _, _ in answers] == [0] * 5
+    assert [code for code, _, _ in answers] == [0] * 6
     assert "none differs from the stored ones" in answers[1][1]
     wide, night = (next(Dataset.open(name).episodes()) for name in ("wide", "night"))
     assert wide.frames.shape[1:] == (1, 96, 144)
     assert night.frames.shape[1:] == (1, 84, 84)
     assert night.attributes["weather"] == "night"
     assert wide.actions.tobytes() == night.actions.tobytes()
+    colour = next(Dataset.open("colour").episodes())
+    assert colour.streams["rgb"].shape[1:] == (3, 48, 64)
+    assert set(colour.streams) == {"bev", "rgb"}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_the_example_of_the_page_on_rendering_runs(avtd3, tmp_path, monkeypatch)
         (["render", "--check"], "stores no states of the world"),
         (["render"], "give either NEW and what to change, or --check alone"),
         (["render", "--check", "--weather", "night"], "give either NEW"),
-        (["render", "NEW", "--camera", "width=x"], "expected NAME=NUMBER"),
+        (["render", "NEW", "--camera", "width=x"], "camera.width is x, expected a whole number"),
         (["render", "NEW", "--camera", "wdth=9"], "camera has no 'wdth'"),
     ],
 )
