@@ -260,7 +260,7 @@ def compare(
     html: HtmlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare all metrics that two runs share, and list what changed."""
+    """Compare two runs, and list what changed."""
     from avtd3.learn.analysis.compare import CompareConfig
     from avtd3.learn.analysis.compare import compare as run_compare
     from avtd3.learn.analysis.pages import compare_page
@@ -298,9 +298,10 @@ def run_page(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the page of a run again: curves with alerts, what the policy looks at and would do.
+    """Write the page of a run again.
 
-    avtd3 learn writes it at the end, and at checkpoints. See docs/run-page.md.
+    It shows curves with alerts, what the policy looks at, and what it would do. avtd3 learn writes
+    it at the end, and at checkpoints. See docs/run-page.md.
     """
     from avtd3.learn.analysis.run_page import write_run_page
 

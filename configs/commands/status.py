@@ -47,10 +47,11 @@ def status(
     ] = None,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Show what collectors and learners do now, from their heartbeats.
+    """Show what collectors and learners do now.
 
-    Exits with 1 if a process is late or dead. A heartbeat in a bucket is compared with the next
-    one, so the first answer can take up to 12 seconds.
+    They write heartbeats into their datasets and policies. Exits with 1 if a process is late or
+    dead. A heartbeat in a bucket is compared with the next one, so the first answer can take up to
+    12 seconds.
     """
     from avtd3.store.status import Observer
 

@@ -14,7 +14,7 @@ from avtd3.configs.commands import options as opt
 from avtd3.store.errors import ConfigError
 
 app = typer.Typer(
-    help="Maintain a dataset: prune, compact, relabel, render, upgrade, pin.",
+    help="Prune, compact, relabel, render, upgrade or pin datasets.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -30,11 +30,11 @@ def push(
     limit: LimitOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Copy a dataset or policies to a URL (or from any place to any other).
+    """Copy a dataset or policies to a URL or directory.
 
-    Every byte is verified. To continue, run the same command again: what is there is skipped.
-    Endpoint, region and credentials come from the usual environment variables and files, such as
-    AWS_PROFILE. Exits with 1 if something was not copied. See docs/fleet.md.
+    Both places may be either. Every byte is verified. To continue, run the same command again:
+    what is there is skipped. Endpoint, region and credentials come from the usual environment
+    variables and files, such as AWS_PROFILE. Exits with 1 if something was not copied. See docs/fleet.md.
     """
     _transfer(source, destination, limit, as_json)
 
@@ -45,10 +45,11 @@ def pull(
     limit: LimitOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Copy a dataset or policies from a URL (or from any place to any other).
+    """Copy a dataset or policies from a URL or directory.
 
-    The copy is an ordinary dataset. Every byte is verified. To continue, run the same command
-    again: what is there is skipped. Exits with 1 if something was not copied. See docs/fleet.md.
+    Both places may be either. The copy is an ordinary dataset. Every byte is verified. To
+    continue, run the same command again: what is there is skipped. Exits with 1 if something was
+    not copied. See docs/fleet.md.
     """
     _transfer(source, destination, limit, as_json)
 
