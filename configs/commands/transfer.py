@@ -34,7 +34,8 @@ def push(
 
     Both places may be either. Every byte is verified. To continue, run the same command again:
     what is there is skipped. Endpoint, region and credentials come from the usual environment
-    variables and files, such as AWS_PROFILE. Exits with 1 if something was not copied. See docs/fleet.md.
+    variables and files, such as AWS_PROFILE. Exits with 1 if something was not copied. See
+    docs/fleet.md.
     """
     _transfer(source, destination, limit, as_json)
 
