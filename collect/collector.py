@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import platform
-import re
 import secrets
 import shutil
 import time
@@ -52,6 +51,7 @@ from avtd3.store.errors import (
     check_integers,
 )
 from avtd3.store.events import Event
+from avtd3.store.files import plain_name
 from avtd3.store.remote.background import SpoolSize
 from avtd3.store.remote.client import open_place
 from avtd3.store.status import LearnerWatch
@@ -789,8 +789,7 @@ def _create(
 
 def _segment_name(name: str, share: Share) -> str:
     """Return a name for directories that no other process of this collection has."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", name or platform.node())
-    own = plain.strip("-")[:48] or "collector"
+    own = plain_name(name or platform.node()) or "collector"
     return own if share.workers == 1 else f"{own}-{share.worker}"
 
 

@@ -132,7 +132,7 @@ class Environment(abc.ABC):
     def teacher(self) -> Driver | None:
         """Make the expert that says in every step what it would have done; None, the default.
 
-        It is called once for each observation, whoever drives.
+        It is called once for each observation, also while another driver drives.
         """
         return None
 

@@ -302,6 +302,11 @@ def is_safe_relative(path: str) -> bool:
     return _PLAIN_PATH.fullmatch(path) is not None
 
 
+def plain_name(text: str) -> str:
+    """Return the letters and digits of a text as a part of a file's name; empty if it has none."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:48]
+
+
 def safe_join(root: Path, relative: str) -> Path:
     """Join a path from an untrusted file to a directory; raise `ValueError` if it leads out."""
     if not is_safe_relative(relative):

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from avtd3.store.errors import Avtd3Error, abbreviate
-from avtd3.store.files import remove
+from avtd3.store.files import parse_json, plain_name, remove
 from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace
 
@@ -37,7 +37,6 @@ MAX_BYTES = 64 * 1024
 MAX_BEATS = 10_000
 """Most heartbeats that are read in one place."""
 _MAX_TEXT, _MAX_TEXTS = 500, 20
-_NAME = re.compile(r"[^A-Za-z0-9]+")
 _SEGMENT = re.compile(r"[^-]+-(.+)-[0-9]{6,}-[0-9a-f]{8}")
 
 Role = Literal["collector", "learner"]
@@ -122,10 +121,7 @@ class Beat:
         Raises:
             ValueError: The bytes are something else.
         """
-        try:
-            document = json.loads(data)
-        except RecursionError as error:
-            raise ValueError("JSON nested too deep") from error
+        document = parse_json(data, "the file")
         if not isinstance(document, dict):
             raise ValueError("not a JSON object")  # noqa: TRY004 - a file, not an argument
         given: dict[str, Any] = {}
@@ -211,7 +207,7 @@ class Heartbeat:
         datasets: Sequence[LocalPlace | RemotePlace] = (),
         interval_s: float = INTERVAL_S,
     ) -> None:
-        plain = _NAME.sub("-", name).strip("-")[:48] or role
+        plain = plain_name(name) or role
         started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self._places, self._interval_s = [_hasty(place) for place in places], interval_s
         self._datasets = [_hasty(place) for place in datasets]

@@ -79,7 +79,7 @@ class TakeoverDriver:
         self.expert_drove, self._calm = False, 0
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
-        """Return the action of whoever drives; both see every observation."""
+        """Return the action of the one that drives; both see every observation."""
         policy, expert = self._policy.act(observation), self._expert.act(observation)
         config, task = self._config, self._task
         if not self.expert_drove:

@@ -30,7 +30,7 @@ CLAIMS = "claims"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
-    """A unit of work of a plan, which is published once, whoever does it."""
+    """A unit of work of a plan, which is published once, however many processes do it."""
 
     plan: str
     """Digest of the plan."""
