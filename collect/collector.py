@@ -208,28 +208,27 @@ class Collector:
         should_stop: Callable[[], bool],
         on_tally: Callable[[Tally], None],
     ) -> None:
-        self._config, self._share, self._environment = job.config, job.share, environment
-        config = job.config
+        config, name = job.config, _segment_name(job.config.name, job.share)
+        self._job, self._config, self._share = job, config, job.share
+        self._environment = environment
         self._pool = DriverPool(config.mixture, environment, job.policies, config.hold_actions)
         self._teacher = environment.teacher() if config.record_expert else None
         self._labelled: LabelledDriver | None = None
         self._writer = SegmentWriter(
             Dataset.open(job.dataset),
-            collector=_segment_name(job.config.name, job.share),
-            provenance=_provenance(job.config, environment),
-            config=job.config.writer,
+            collector=name,
+            provenance=_provenance(config, environment),
+            config=config.writer,
             claim=_claim_of(job),
         )
-        self._path, self._is_unit = job.dataset, job.unit is not None
         self._learner = None
-        self._policies_text, self._spool_bytes = job.policies_text, job.spool_bytes
         self._spool_size = SpoolSize(job.dataset)
-        if job.config.lead.max_unseen is not None:
+        if config.lead.max_unseen is not None:
             texts = (job.dataset_text or job.dataset, job.policies_text)
             places = [open_place(text) for text in texts if text is not None]
-            self._learner = LearnerWatch(places, _segment_name(job.config.name, job.share))
+            self._learner = LearnerWatch(places, name)
         self._should_stop, self._on_tally = should_stop, on_tally
-        self._recovery = Recovery(job.config.recovery)
+        self._recovery = Recovery(config.recovery)
         self._tally, self._steps, self._next_report_s = Tally(), 0, 0.0
         self._published_steps = 0
 
@@ -286,23 +285,25 @@ class Collector:
         return True
 
     def _check_disk(self) -> None:
-        free, least = shutil.disk_usage(self._path).free, self._config.min_free_mb * 1_000_000
+        free = shutil.disk_usage(self._job.dataset).free
+        least = self._config.min_free_mb * 1_000_000
         if free < least:
             raise StorageError(
-                f"{self._path} has {free / 1e6:.0f} MB free, less than {least / 1e6:.0f} MB "
+                f"{self._job.dataset} has {free / 1e6:.0f} MB free, less than {least / 1e6:.0f} MB "
                 "(collect.min_free_mb); free some space, then continue with --resume"
             )
 
     def _has_room(self) -> bool:
         """Return whether the spool has room; if not, wait for a moment."""
-        if self._spool_bytes is None:
+        if self._job.spool_bytes is None:
             return True
-        if (size := self._spool_size.measure()) < self._spool_bytes:
+        if (size := self._spool_size.measure()) < self._job.spool_bytes:
             self._note(waiting="")
             return True
         self._count_segment(self._writer.flush())
         self._note(
-            waiting=f"waiting for uploads: {size} bytes are in {self._path} (collect.spool_bytes)"
+            waiting=f"waiting for uploads: {size} bytes are in {self._job.dataset} "
+            "(collect.spool_bytes)"
         )
         self._report_if_due()
         time.sleep(POLICY_PERIOD_S)
@@ -353,12 +354,14 @@ class Collector:
         while True:
             policy = self._pool.poll()
             if policy is None:
-                waiting = f"waiting for the first policy in {self._policies_text}"
+                waiting = f"waiting for the first policy in {self._job.policies_text}"
             elif behind := self._config.lead.waits_for(steps, policy.updates):
-                waiting = f"waiting for the learner of {self._policies_text}: {behind}"
+                waiting = f"waiting for the learner of {self._job.policies_text}: {behind}"
             else:
                 break
-            if not self._is_unit:  # the learner may wait for this data: publish it before waiting
+            if (
+                self._job.unit is None
+            ):  # the learner may wait for this data: publish it before waiting
                 self._count_segment(self._writer.flush())
             self._note(waiting=waiting)
             self._report_if_due()

@@ -88,6 +88,22 @@ def check_places(run: Path, policies: Path, datasets: Sequence[Path]) -> None:
             )
 
 
+def resolve_places(
+    run: Path, before: Mapping[str, Any], policies: Path | None, follow: bool | None
+) -> tuple[Path, bool]:
+    """Return where a run publishes and whether it follows its datasets: as asked, or as before.
+
+    Args:
+        run: The run's directory.
+        before: What `read_settings` returned, if the run is resumed; else nothing.
+        policies: Path or URL; None for that of `before`, or ``RUN/policies``.
+        follow: None for what the run did before, or no.
+    """
+    if policies is None:
+        policies = Path(before.get("policies", run / "policies"))
+    return policies, bool(before.get("follow", False)) if follow is None else follow
+
+
 def read_settings(run: Path) -> dict[str, Any]:
     """Return the document of ``RUN/config.json``.
 

@@ -70,6 +70,7 @@ from avtd3.learn.run_settings import (
     check_places,
     find_changes,
     read_settings,
+    resolve_places,
     stored_config,
     write_settings,
 )
@@ -184,13 +185,11 @@ def _train(
     if config is None:
         config = stored_config(run) if resumes else LearnConfig()
     changes = find_changes(run, before, config, rollback, ranks.size) if resumes else []
-    follow = bool(before.get("follow", False)) if follow is None else follow
+    policies, follow = resolve_places(run, before, policies, follow)
     if follow:
         check_pace(config)
     if not paths:
         raise ConfigError("train needs at least one dataset, found none")
-    if policies is None:
-        policies = Path(before.get("policies", run / "policies"))
     document = {
         "learn": dataclasses.asdict(config),
         "datasets": [show_path(path) for path in paths],

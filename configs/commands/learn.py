@@ -91,7 +91,7 @@ def learn(
     from avtd3.learn.analysis.run_page import RunPageCallback
     from avtd3.learn.callbacks import ProgressCallback, StatusCallback
     from avtd3.learn.ranks import open_ranks
-    from avtd3.learn.run_settings import name_run, read_settings
+    from avtd3.learn.run_settings import name_run, read_settings, resolve_places
     from avtd3.learn.trainer import train
     from avtd3.store.files import check_local
     from avtd3.store.remote.client import open_place
@@ -114,8 +114,7 @@ def learn(
         filters = None if filter_ is None else tuple(filter_)
         replay = opt.replace(settings.replay, filter=filters, mode=mode)
         settings = opt.replace(settings, replay=replay)
-        follows = before.get("follow", False) if follow is None else follow
-        published = Path(policies or before.get("policies") or run / "policies")
+        published, follows = resolve_places(run, before, policies, follow)
         heart = Heartbeat(
             [open_place(published)] if ranks.is_first else [],
             "learner",
