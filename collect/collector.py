@@ -359,9 +359,8 @@ class Collector:
                 waiting = f"waiting for the learner of {self._job.policies_text}: {behind}"
             else:
                 break
-            if (
-                self._job.unit is None
-            ):  # the learner may wait for this data: publish it before waiting
+            if self._job.unit is None:
+                # The learner may wait for this data: publish it before waiting.
                 self._count_segment(self._writer.flush())
             self._note(waiting=waiting)
             self._report_if_due()

@@ -148,13 +148,19 @@ def end_of(process):
     return process.returncode, output + errors
 
 
+def learn_until_checkpoint(data, run):
+    """Start two ranks; return their process once the run has a checkpoint."""
+    process = learn(data, run, checkpoint_every=20)
+    wait_for(process, has_checkpoint(run))
+    return process
+
+
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_which_resumes_with_other_numbers_of_ranks(
     tmp_path, dataset, avtd3
 ):
     data, run = dataset(image=False), tmp_path / "run"
-    process = learn(data, run, checkpoint_every=20)
-    wait_for(process, has_checkpoint(run))
+    process = learn_until_checkpoint(data, run)
     os.kill(pid_of(process, 1), signal.SIGKILL)
     code, text = end_of(process)
     assert code == 1
@@ -173,8 +179,7 @@ def test_a_killed_rank_ends_the_run_which_resumes_with_other_numbers_of_ranks(
 @pytest.mark.slow
 def test_the_last_checkpoint_stays_when_rank_0_is_killed(tmp_path, dataset):
     run = tmp_path / "run"
-    process = learn(dataset(image=False), run, checkpoint_every=20)
-    wait_for(process, has_checkpoint(run))
+    process = learn_until_checkpoint(dataset(image=False), run)
     os.kill(pid_of(process, 0), signal.SIGKILL)
     code, text = end_of(process)
     assert code == 1
@@ -185,8 +190,7 @@ def test_the_last_checkpoint_stays_when_rank_0_is_killed(tmp_path, dataset):
 @pytest.mark.slow
 def test_ctrl_c_ends_all_ranks_with_a_checkpoint_and_a_policy(tmp_path, dataset):
     run = tmp_path / "run"
-    process = learn(dataset(image=False), run, checkpoint_every=20)
-    wait_for(process, has_checkpoint(run))
+    process = learn_until_checkpoint(dataset(image=False), run)
     process.send_signal(signal.SIGINT)
     _, text = end_of(process)
     newest = updates_of(list_checkpoints(run / CHECKPOINTS)[-1])
@@ -197,8 +201,7 @@ def test_ctrl_c_ends_all_ranks_with_a_checkpoint_and_a_policy(tmp_path, dataset)
 @pytest.mark.slow
 def test_a_stopped_rank_is_lost_after_the_timeout(tmp_path, dataset):
     run = tmp_path / "run"
-    process = learn(dataset(image=False), run, checkpoint_every=20)
-    wait_for(process, has_checkpoint(run))
+    process = learn_until_checkpoint(dataset(image=False), run)
     os.kill(pid_of(process, 1), signal.SIGSTOP)
     code, text = end_of(process)
     assert code == 1

@@ -13,16 +13,6 @@ from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace, open_pl
 from avtd3.tests.store.remote.servers import KEYS
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
-def place(request, tmp_path):
-    if request.param == "local":
-        return open_place(tmp_path / "place")
-    pytest.importorskip("obstore")
-    if request.param == "memory":
-        return open_place(f"memory://{tmp_path.name}/a/b")
-    return open_place(request.getfixturevalue("bucket") + "/a/b/")
-
-
 def test_files_are_written_read_listed_and_deleted(place):
     assert place.create("log/1.json", b"one")
     assert not place.create("log/1.json", b"two")

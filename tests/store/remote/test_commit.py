@@ -10,23 +10,13 @@ import pytest
 
 from avtd3.store import SegmentCorruptError
 from avtd3.store.remote import client, commit
-from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace, open_place
+from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace
 from avtd3.store.remote.commit import Unit, claim_unit, create_or_read, publish_segment
 from avtd3.store.remote.log import LogReader
 from avtd3.store.remote.transfer import SegmentCopier, create_dataset, transfer
 from avtd3.tests.store.remote.datasets import add, content, copy, make, manifest_of, sealed
 
 UNIT = Unit(plan="p" * 16, number=3)
-
-
-@pytest.fixture(params=["local", "memory", "s3"])
-def place(request, tmp_path):
-    if request.param == "local":
-        return open_place(tmp_path / "place")
-    pytest.importorskip("obstore")
-    if request.param == "memory":
-        return open_place(f"memory://{tmp_path.name}")
-    return open_place(request.getfixturevalue("bucket"))
 
 
 def test_the_first_claim_wins_and_all_learn_who_won(place):
