@@ -22,14 +22,20 @@ from avtd3.store.dataset import Dataset, Refusal
 from avtd3.store.errors import SEGMENT_ERRORS, ConfigError, DatasetError, RoadError, SpecError
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.layout import frames_array, segment_arrays
-from avtd3.store.maintenance.derive import Change, Derivation, DerivedTally, NewArrays
+from avtd3.store.maintenance.derive import (
+    Change,
+    Derivation,
+    DerivedTally,
+    NewArrays,
+    shared_line,
+)
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
     Problems,
     exclusive,
 )
-from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.render.text import join_lines, plural
 from avtd3.store.replaced import RENDER
 from avtd3.store.seal import (
     array_files,
@@ -76,8 +82,7 @@ class RenderReport(MaintenanceReport):
         else:
             lines = [
                 f"drew {drawn} into {self.dataset}",
-                f"{file_size(self.bytes_written)} written, {file_size(self.bytes_shared)} shared "
-                "with the old dataset by hard links",
+                shared_line(self.bytes_written, self.bytes_shared),
             ]
         if self.already_there:
             lines.append(f"{plural(self.already_there, 'segment')} made before")

@@ -101,6 +101,14 @@ class DerivedTally:
         return dataclasses.replace(self, **grown)
 
 
+def shared_line(written: int, shared: int) -> str:
+    """Say how many bytes a derivation wrote, and how many it shares with the old dataset."""
+    return (
+        f"{file_size(written)} written, {file_size(shared)} shared with the old dataset by hard "
+        "links"
+    )
+
+
 def _renamed(path: str, names: Mapping[str, str]) -> str:
     """Return the path of a file of an array, if that has a new name."""
     array, slash, rest = path.partition("/")
@@ -186,6 +194,37 @@ class Derivation:
             )
             on_tally(self.tally)
         return False
+
+    def run_all(
+        self,
+        make: Callable[[Segment], NewArrays],
+        verb: str,
+        clock: Callable[[], float],
+        should_stop: Callable[[], bool],
+        on_progress: Callable[[MaintenanceProgress], None],
+    ) -> dict[str, Any]:
+        """Make all missing segments anew; return the fields that the commands' reports share."""
+        missing = self.missing
+
+        def show(tally: DerivedTally) -> None:
+            on_progress(MaintenanceProgress(verb=verb, done=tally.done, total=len(missing)))
+
+        stopped = self.run(missing, make, clock, should_stop, show)
+        tally, problems = self.tally, Problems()
+        problems.add(*self.refused)
+        return {
+            "source": str(self._old.path),
+            "dataset": str(self._new.path),
+            "segments": tally.segments,
+            "steps": tally.steps,
+            "already_there": self.already_there - tally.segments,
+            "bytes_written": tally.bytes_written,
+            "bytes_shared": tally.bytes_shared,
+            "bytes_copied": tally.bytes_copied,
+            "problems": (*problems.texts, *tally.problems),
+            "unreadable": problems.unreadable + tally.unreadable,
+            "stopped": stopped,
+        }
 
     def _is_merged(self, segment: Segment) -> bool:
         """Return whether the new dataset has a segment's episodes in one that was merged there.
@@ -350,8 +389,7 @@ class UpgradeReport(MaintenanceReport):
         lines = [
             f"upgraded {made} into {self.dataset}, format 2, and compared them; the image is the "
             f"stream {self.stream}",
-            f"{file_size(self.bytes_written)} written, {file_size(self.bytes_shared)} shared with "
-            "the old dataset by hard links",
+            shared_line(self.bytes_written, self.bytes_shared),
         ]
         if self.bytes_copied:
             lines.append(f"{file_size(self.bytes_copied)} copied: hard links are not possible")
@@ -396,25 +434,5 @@ def upgrade(
 
     with exclusive(new):
         work = Derivation(old, new, change)
-        missing = work.missing
-
-        def show(tally: DerivedTally) -> None:
-            on_progress(MaintenanceProgress(verb="upgraded", done=tally.done, total=len(missing)))
-
-        stopped = work.run(missing, make, clock, should_stop, show)
-    tally, problems = work.tally, Problems()
-    problems.add(*work.refused)
-    return UpgradeReport(
-        source=str(source),
-        dataset=str(target),
-        stream=stream,
-        segments=tally.segments,
-        steps=tally.steps,
-        already_there=work.already_there - tally.segments,
-        bytes_written=tally.bytes_written,
-        bytes_shared=tally.bytes_shared,
-        bytes_copied=tally.bytes_copied,
-        problems=(*problems.texts, *tally.problems),
-        unreadable=problems.unreadable + tally.unreadable,
-        stopped=stopped,
-    )
+        counts = work.run_all(make, "upgraded", clock, should_stop, on_progress)
+    return UpgradeReport(stream=stream, **counts)

@@ -15,11 +15,15 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.layout import segment_arrays
-from avtd3.store.maintenance.derive import Change, Derivation, DerivedTally, NewArrays
+from avtd3.store.maintenance.derive import (
+    Change,
+    Derivation,
+    NewArrays,
+    shared_line,
+)
 from avtd3.store.maintenance.removal import (
     MaintenanceProgress,
     MaintenanceReport,
-    Problems,
     exclusive,
 )
 from avtd3.store.render.text import file_size, join_lines, plural
@@ -139,8 +143,7 @@ class RelabelReport(MaintenanceReport):
         if self.segments:
             lines += [
                 f"mean return {self.mean_return_before:.3f} -> {self.mean_return_after:.3f}",
-                f"{file_size(self.bytes_written)} written, {file_size(self.bytes_shared)} "
-                "shared with the old dataset by hard links",
+                shared_line(self.bytes_written, self.bytes_shared),
             ]
         if self.bytes_copied:
             lines.append(
@@ -194,32 +197,14 @@ def relabel(
 
     with exclusive(new):
         work = Derivation(old, new, change)
-        missing = work.missing
-
-        def show(tally: DerivedTally) -> None:
-            progress = MaintenanceProgress(verb="relabelled", done=tally.done, total=len(missing))
-            on_progress(progress)
-
-        stopped = work.run(missing, make, clock, should_stop, show)
+        counts = work.run_all(make, "relabelled", clock, should_stop, on_progress)
     before, after = (_mean([returns[name][n] for name in work.made]) for n in (0, 1))
-    tally, problems = work.tally, Problems()
-    problems.add(*work.refused)
     return RelabelReport(
-        source=str(source),
-        dataset=str(target),
         weights=full,
         factors=tuple(factors),
-        segments=tally.segments,
-        steps=tally.steps,
-        already_there=work.already_there - tally.segments,
-        bytes_written=tally.bytes_written,
-        bytes_shared=tally.bytes_shared,
-        bytes_copied=tally.bytes_copied,
         mean_return_before=before,
         mean_return_after=after,
-        problems=(*problems.texts, *tally.problems),
-        unreadable=problems.unreadable + tally.unreadable,
-        stopped=stopped,
+        **counts,
     )
 
 
