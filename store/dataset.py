@@ -75,7 +75,8 @@ def _check_free(path: Path) -> None:
         if exists(path) and not is_directory(path):
             raise DatasetError(f"dataset {path} is a file, expected a directory or nothing")
         found = {entry.name for entry in path.iterdir()} if exists(path) else set()
-    if around := dataset_around(path):
+    # Another process may have created this dataset meanwhile.
+    if around := dataset_around(path.absolute().parent):
         raise DatasetError(f"{path} is in the dataset {around}; collect into {around} instead")
     others = sorted(name for name in found - _OWN_NAMES if not name.endswith(LOCK_FILE))
     if others:

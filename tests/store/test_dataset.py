@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,6 +137,13 @@ def test_of_processes_that_create_at_once_one_wins(tmp_path, periods):
     winner = str(Dataset.open(tmp_path / "d").spec.control_period_s)
     assert answers == [winner if period == winner else "refused" for period in periods]
     assert list((tmp_path / "d" / ".staging").iterdir()) == []
+
+
+def test_a_dataset_that_another_process_creates_meanwhile_is_opened(tmp_path, monkeypatch):
+    path = tmp_path / "d"
+    Dataset.create(path, SPEC)
+    monkeypatch.setattr(Path, "is_file", lambda _: False)  # as just before it was there
+    assert Dataset.create(path, SPEC).spec == SPEC
 
 
 @pytest.mark.parametrize(
