@@ -323,6 +323,7 @@ OPEN = (
     ("learn", "data", "--run", "run", "--policies=URL"),
     ("replay-inspect", "URL"),
     ("replay-inspect", "data", "--against", "URL"),
+    ("status", "URL"),
     ("evaluate", "URL"),
     ("push", "data", "URL"),
     ("pull", "URL", "data"),
@@ -336,6 +337,8 @@ PLACES = (
     ("store", "prune", "URL", "--max-size", "1GB"),
     ("demo", "--out", "URL"),
     ("config", "show", "--config", "URL"),
+    ("replay-inspect", "data", "--html", "URL"),
+    ("status", ".", "--html", "URL"),
 )
 
 

@@ -36,7 +36,13 @@ from avtd3.store.format.manifest import read_manifest
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.remote.client import LocalPlace, Patience, Place, RemotePlace, check_reachable
 from avtd3.store.remote.commit import read_if_any, segment_key
-from avtd3.store.remote.log import LogEntry, LogReader, held_episodes, summarise_days
+from avtd3.store.remote.log import (
+    LogEntry,
+    LogReader,
+    held_episodes,
+    listed_segments,
+    summarise_days,
+)
 from avtd3.store.remote.transfer import (
     LATEST,
     MIRROR_FILE,
@@ -309,12 +315,11 @@ class Mirror(Background):
                 self.problems.pop(name, None)
                 try:
                     self._fetch_one(copier, self._missing[name])
-                except SegmentNotFoundError:
-                    pass  # removed meanwhile
-                except SegmentCorruptError as error:
-                    self.problems[name] = str(error)
-                    self._retry_s[name] = now_s + _RETRY_S
-                    continue
+                except (SegmentCorruptError, SegmentNotFoundError) as error:
+                    if read_if_any(self.place, segment_key(name, MANIFEST_FILE)) is not None:
+                        self.problems[name] = str(error)  # damaged or half copied, not removed
+                        self._retry_s[name] = now_s + _RETRY_S
+                        continue
                 del self._missing[name]
 
     def _fetch_one(self, copier: SegmentCopier, entry: LogEntry) -> None:
@@ -377,7 +382,10 @@ class Spool(Background):
         return held_episodes(LogReader(self.place).open(), plan)
 
     def work(self) -> None:
-        """Copy all segments, oldest first, and delete each here."""
+        """Copy all segments, oldest first, and delete each here when a listing shows it there.
+
+        A listing may lag, and from a listing a resume knows what need not be collected again.
+        """
         if not self._is_dataset or not self.left:
             return
         lock = ExclusiveLock(self.path, purpose="avtd3 collect, upload", name=".upload.lock")
@@ -393,11 +401,14 @@ class Spool(Background):
         if (maps := set(self.local.sizes(f"{MAPS}/"))) - self._maps:
             copy_maps(self.local, self.place)
             self._maps = maps
+        names = set(Dataset.open(self.path).segment_ids())
         with self._copier(self.local) as copier:
-            for name in Dataset.open(self.path).segment_ids():
+            for name in sorted(names):
                 if (found := copier.manifest(name)) is not None:
                     copier.copy(*found)
-                    remove_segments(self.path, [name])
+                    remove_segments(self.path, sorted(names & listed_segments(self.place)))
+        if names & set(Dataset.open(self.path).segment_ids()):
+            raise UnreachableError(f"uploaded segments are not listed at {self.url} yet")
 
 
 def spool_path(url: str, configured: str) -> Path:

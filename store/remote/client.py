@@ -272,6 +272,10 @@ class RemotePlace:
 
         return dict(sorted(self._call(prefix, entries).items()))
 
+    def size(self, key: str) -> int:
+        """Return the size of an object, also of one that listings do not show yet."""
+        return self._call(key, lambda key: int(_obstore().head(self._store, key)["size"]))
+
     def folders(self, prefix: str) -> list[str]:
         """Return the names directly below a prefix, sorted."""
         listed = self._call(prefix, lambda p: _obstore().list_with_delimiter(self._store, p))

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from avtd3.store.errors import SegmentCorruptError
 from avtd3.store.files import canonical_json
 from avtd3.store.format.layout import MANIFEST_FILE, SEGMENTS
 from avtd3.store.format.manifest import Manifest, parse_manifest
@@ -216,11 +217,10 @@ class LogReader:
                 continue
             try:
                 data = self._place.read(f"{SEGMENTS}/{segment_id}/{MANIFEST_FILE}")
-            except FileNotFoundError:
-                continue  # being published, or left by a process that died
-            entry = LogEntry.of(
-                parse_manifest(data, Path(self._place.text) / SEGMENTS / segment_id), 0.0
-            )
+                manifest = parse_manifest(data, Path(self._place.text) / SEGMENTS / segment_id)
+            except (FileNotFoundError, SegmentCorruptError):
+                continue  # being published or copied, or left by a process that died
+            entry = LogEntry.of(manifest, 0.0)
             if self._take(entry):
                 found.append(entry)
         return found
@@ -261,6 +261,12 @@ def _days(place: RemotePlace) -> dict[str, int]:
 
 def _day_key(day: str, steps: int) -> str:
     return f"{DAYS}/{day}-{steps:012d}.jsonl.gz"
+
+
+def listed_segments(place: RemotePlace) -> set[str]:
+    """Return the segments whose recent entries a listing of the log shows."""
+    keys = place.sizes(f"{LOG}/", after=f"{LOG}/{stamp(time.time() - OVERLAP_S)}")
+    return {match[2] for key in keys if (match := _KEY.fullmatch(key))}
 
 
 def known_segments(place: RemotePlace) -> set[str]:

@@ -492,7 +492,7 @@ def create_dataset(source: Place, destination: Place, group: bytes) -> None:
                 "choose another URL"
             )
         return
-    Dataset.create(destination.path, spec)
+    Dataset.create(destination.path, spec).clean_staging()
     mirror = destination.path / MIRROR_FILE
     if isinstance(source, RemotePlace) and not exists(mirror):
         write_aside(mirror, canonical_json({"url": source.text}))
