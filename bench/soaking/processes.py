@@ -133,6 +133,11 @@ class Role:
         return self._group is not None and self._group.poll() is None
 
     @property
+    def kills(self) -> int:
+        """How often it was killed."""
+        return sum(life.ending == "SIGKILL" for life in self.lifetimes)
+
+    @property
     def is_due(self) -> bool:
         """Whether it is time to start it again."""
         return not self.is_running and time.monotonic() >= self._next_s

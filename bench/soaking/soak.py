@@ -56,7 +56,7 @@ class Soak(ABC):
         self.work, self.seconds, self.random, self.seed = work, seconds, random.Random(seed), seed
         self.run, self.answer = work / "run", work / "reader.json"
         (work / "logs").mkdir(parents=True)
-        self.kills_until_s = time.monotonic() + seconds / 2.0
+        self.started_s, self.kills_until_s = 0.0, 0.0
         self.problems: list[str] = []
         self.killed_workers: Counter[str] = Counter()
         self.mean_s = kill_every_s or float("inf")
@@ -65,7 +65,7 @@ class Soak(ABC):
         self.maintenance: dict[str, Role] = {}
         self._current: Role | None = None
         self._chosen: list[str] = []
-        self._scanned = 0
+        self._scanned, self._next_maintenance_s = 0, 0.0
         self.learned: dict[str, Any] | None = None
 
     def prepare(self, target: Target) -> None:
@@ -76,6 +76,8 @@ class Soak(ABC):
 
     copied_share = 1.0
     """Share of the segments that are copied."""
+    maintenance_pause_s = 0.0
+    """Seconds between two commands of maintenance."""
 
     @abstractmethod
     def sources(self) -> list[Path]:
@@ -180,8 +182,8 @@ class Soak(ABC):
 
     def soak(self) -> None:
         """Run everything for the given time."""
-        start, sampled = time.monotonic(), 0.0
-        self.kills_until_s = start + self.seconds / 2.0
+        start = self.started_s = time.monotonic()
+        self.kills_until_s, sampled = start + self.seconds / 2.0, 0.0
         while (now := time.monotonic()) < start + self.seconds:
             for role in self.roles.values():
                 role.tick()
@@ -212,8 +214,9 @@ class Soak(ABC):
             if self._current.tick():
                 self.ended(self._current)
                 self._current = None
+                self._next_maintenance_s = time.monotonic() + self.maintenance_pause_s
             return
-        if len(self.ledger.names) < 3:
+        if len(self.ledger.names) < 3 or time.monotonic() < self._next_maintenance_s:
             return
         self._current = self.choose(self.random.choice(self.possible()))
         self._current.start()

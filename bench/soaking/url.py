@@ -22,10 +22,12 @@ from avtd3.tests.store.remote import servers
 DATA, POLICIES, COPIES, BACKUP = (
     f"s3://soak/{name}" for name in ("data", "policies", "copies", "backup")
 )
-SPOOL_BYTES = 3_000_000
-"""Size at which collectors wait for uploads; a long cut fills it."""
-MIRROR_BYTES = 10_000_000
-"""Size of the learner's mirror, which is full after a minute or two."""
+SEGMENT_STEPS = 150
+"""Steps of a segment, of about 0.6 MB."""
+SPOOL_BYTES, SPOOL_MORE_BYTES = 1_500_000, 4_000_000
+"""Size at which collectors wait for uploads, and what they may complete then."""
+MIRROR_BYTES, MIRROR_MORE_BYTES = 5_000_000, 2_000_000
+"""Limit of the learner's mirror, and what may be counted twice while a segment is moved."""
 SHARE = 0.25
 """Share of the requests that fail while the link is in a state that breaks some."""
 HANGING_S, SLOW_S, LAG_S = 40.0, 1.5, 5.0
@@ -77,11 +79,11 @@ class Link:
     def change(self, state: str) -> None:
         """Change the state."""
         _, least_s, most_s = STATES[state]
+        self.failed[state] += state.endswith("cut") and state != self.state
         self.state = state
         self.next_s = time.monotonic() + self._random.uniform(least_s, most_s)
         self._proxy.is_cut = state.endswith("cut")
         self._proxy.lag_s = LAG_S if state == "late listings" else 0.0
-        self.failed[state] += self._proxy.is_cut
 
     def heal(self) -> None:
         """Let nothing fail from now on."""
@@ -112,7 +114,7 @@ class Link:
 class UrlSoak(Soak):
     """Two collectors with spools, a learner with a mirror, and transfers, over an object store."""
 
-    copied_share = 0.2
+    copied_share, maintenance_pause_s = 0.2, 5.0
 
     def __init__(
         self, work: Path, seed: int, seconds: float, kill_every_s: float, engine: str
@@ -152,8 +154,8 @@ class UrlSoak(Soak):
             }
         )
         self._next_look_s = 0.0
-        self._cut_s = time.monotonic() + seconds / 4.0
-        self._at_cut = 0
+        self._has_filled = False
+        self._at_cut, self._was_cut_s = 0, float("inf")
         self.newest_version, self.most_spool, self.most_mirror = -1, 0, 0
 
     # --- commands
@@ -173,8 +175,8 @@ class UrlSoak(Soak):
     def _collect(self, name: str, seed: int, *words: object) -> list[str]:
         return self.collect(
             DATA, seed, f"--set=collect.name={name}", f"--set=collect.spool={self.spools[name]}",
-            f"--set=collect.spool_bytes={SPOOL_BYTES}", "--set=collect.writer.segment_steps=300",
-            *words,
+            f"--set=collect.spool_bytes={SPOOL_BYTES}",
+            f"--set=collect.writer.segment_steps={SEGMENT_STEPS}", *words,
         )  # fmt: skip
 
     def _collector_a(self) -> list[str]:
@@ -190,7 +192,8 @@ class UrlSoak(Soak):
     def _learn(self, *words: object) -> list[str]:
         return self.learn(
             DATA, POLICIES, f"--set=learn.mirror_bytes={MIRROR_BYTES}",
-            "--set=learn.keep_policies=20", *words,
+            "--set=learn.keep_policies=20",
+            "--set=learn.replay.capacity=20000", *words,
         )  # fmt: skip
 
     def possible(self) -> list[str]:
@@ -221,8 +224,8 @@ class UrlSoak(Soak):
     def heal(self) -> None:
         """Let no request fail from now on."""
         self.link.heal()
-        if len(self.ledger.names) <= self._at_cut:
-            self.problem("no segment was collected since the last long cut")
+        if time.monotonic() > self._was_cut_s + 300.0 and len(self.ledger.names) <= self._at_cut:
+            self.problem("no segment was collected for 300 s after the last long cut")
 
     def close(self) -> None:
         """Stop what still runs, and the store last."""
@@ -232,15 +235,26 @@ class UrlSoak(Soak):
     def tick(self) -> None:
         """Continue the copies, change the link, and look at what must be bounded."""
         self.copier.work(self.random.randrange(20))
-        if time.monotonic() >= self._cut_s:
-            self._cut_s = float("inf")
-            self.link.change("long cut")
+        self._fill_spool((time.monotonic() - self.started_s) / self.seconds)
         if self.link.state == "long cut":
-            self._at_cut = len(self.ledger.names)
+            self._at_cut, self._was_cut_s = len(self.ledger.names), time.monotonic()
         self.link.tick()
         if time.monotonic() >= self._next_look_s:
             self._next_look_s = time.monotonic() + 5.0
             self._look()
+
+    def _fill_spool(self, share: float) -> None:
+        """Cut the link, when nothing is killed any more, until a collector waits for uploads."""
+        if share < 0.5 or self._has_filled:
+            return
+        self._has_filled = share > 0.7 or bool(self._count_waits())
+        if not self._has_filled:
+            self.link.change("long cut")
+
+    def _count_waits(self) -> int:
+        """Count the lines of progress that say that a spool is full."""
+        logs = (self.work / "logs").glob("collector-*")
+        return sum(log.read_bytes().count(b"waiting for uploads") for log in logs)
 
     def _look(self) -> None:
         """Check sizes and the newest version of the policies."""
@@ -256,6 +270,7 @@ class UrlSoak(Soak):
 
     def last_round(self) -> None:
         """Upload what is left, copy everything here, and learn from all of it."""
+        self._check_limits()
         for name, words in (("a", self._collector_a()), ("b", self._collector_b())):
             words[words.index(str(ENDLESS))] = "1"  # a step that is there already
             Role(f"collector-last-{name}", words.copy, self, codes=(0,)).run_last()
@@ -272,6 +287,25 @@ class UrlSoak(Soak):
             self.learn(DATA, self.work / "policies-last", "--updates", 5)
         ) | {"updates": last.get("updates", 0)}
 
+    def _check_limits(self) -> None:
+        """Report what grew beyond its limit, and what a long run should have seen and did not."""
+        for what, most, limit in (
+            ("a spool", self.most_spool, SPOOL_BYTES + SPOOL_MORE_BYTES),
+            ("the mirror", self.most_mirror, MIRROR_BYTES + MIRROR_MORE_BYTES),
+        ):
+            if most > limit:
+                self.problem(f"{what} had {most} bytes, expected {limit} at most")
+        seen = {
+            "full spool": self._count_waits(),
+            "full mirror": self.most_mirror >= 0.8 * MIRROR_BYTES,
+            "second policy": self.newest_version >= 1,
+            **{f"link that is {state}": self.link.failed[state] for state in STATES},
+            **{f"kill of the {name}": role.kills for name, role in self.roles.items()},
+        }
+        missing = [what for what, count in seen.items() if not count and "good" not in what]
+        if missing and self.seconds >= 900.0:
+            self.problem(f"the run had no {', no '.join(missing)}; run it for longer")
+
     def views(self, published: dict[str, Published]) -> list[View]:
         """Compare what was pulled from the bucket, the copies, and what was pushed again."""
         copied = set(self.copier.names)
@@ -287,14 +321,11 @@ class UrlSoak(Soak):
     def facts(self) -> list[str]:
         """Count the requests that failed, and say what was full."""
         failed = ", ".join(f"{count:,} {state}" for state, count in self.link.failed.items())
-        waits = sum(
-            log.read_bytes().count(b"waiting for uploads")
-            for log in (self.work / "logs").glob("collector-*")
-        )
         return [
             f"{self.link.requests:,} requests; failed (cuts and long cuts: how often): {failed}.",
             f"spools: {self.most_spool / 1e6:.1f} MB at most (limit {SPOOL_BYTES / 1e6:.1f}); "
-            f"lines that say that a collector waits for uploads: {waits}.",
+            f"lines that say that a collector waits for uploads: "
+            f"{self._count_waits()}.",
             f"mirror: {self.most_mirror / 1e6:.1f} MB at most (limit {MIRROR_BYTES / 1e6:.1f}).",
             f"policies: version {self.newest_version} is the newest one at the URL.",
         ]
