@@ -21,9 +21,9 @@ NICENESS = 10
 """Lowest priority of the processes, unless that of the soak is lower."""
 PAUSE_S = 2.0
 """Seconds between the end of a command and its next start."""
-JUDGED_S = 120.0
-"""Seconds that a process must run so that its growth is judged."""
-MEMORY_SHARE, MEMORY_MB, FILES = 0.03, 6.0, 6.0
+JUDGED_S = 180.0
+"""Seconds of the second half of a lifetime from which on growth is judged."""
+MEMORY_SHARE, MEMORY_MB, FILES = 0.03, 6.0, 8.0
 """Most growth over the second half of a lifetime: memory by the larger of two, open files."""
 
 
@@ -79,7 +79,7 @@ class Lifetime:
     @property
     def is_judged(self) -> bool:
         """Whether it ran for so long that it must not have grown."""
-        return len(self.samples) >= 20 and self.samples[-1][0] >= JUDGED_S
+        return len(self.samples) >= 20 and self.samples[-1][0] >= 2.0 * JUDGED_S
 
     def check_growth(self) -> str:
         """Return how much it grew, if that is too much."""
