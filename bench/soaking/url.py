@@ -147,7 +147,7 @@ class UrlSoak(Soak):
             {
                 "pull": (0, 3),
                 "push": (0, 3),
-                "audit": (0,),
+                "audit": (0, 1),
                 "status": (0, 1, 3),
                 "pull-policies": (0, 3),
                 "pull-copies": (0, 1, 3),
