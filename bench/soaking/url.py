@@ -15,7 +15,7 @@ from soaking.ledger import Ledger, Published
 from soaking.processes import Role
 from soaking.soak import ENDLESS, Soak, View
 
-from avtd3.store.remote.client import RemotePlace
+from avtd3.store.remote.client import Patience, RemotePlace
 from avtd3.store.remote.transfer import LATEST
 from avtd3.tests.store.remote import servers
 
@@ -131,8 +131,9 @@ class UrlSoak(Soak):
         self._proxy = self._stack.enter_context(servers.FaultProxy(server))
         self.link = Link(self._proxy, self.ledger, random.Random(seed))
         os.environ.update(server.environment)  # this process does not use the proxy
-        self.prepare(Prefix(RemotePlace(COPIES)))
-        self._policies_place = RemotePlace(POLICIES)
+        patience = Patience(seconds=float("inf"))  # the machine may be very busy
+        self.prepare(Prefix(RemotePlace(COPIES, patience)))
+        self._policies_place = RemotePlace(POLICIES, patience)
         for name, words, codes, lives in (
             ("collector a", self._collector_a, (0, 3), 1.0),
             ("collector b", self._collector_b, (0, 3), 1.0),
