@@ -120,7 +120,7 @@ class LocalSoak(Soak):
             self.scan()
         words = self._collector_a()
         words[words.index(str(ENDLESS))] = "1"  # a step that is there already
-        Role("collector-last", lambda: words, self, codes=(0,)).run_last()
+        Role("collector-last", lambda: words, self, codes=(0, 3)).run_last()
         self.learned = self.answer_of(
             self.learn(self.data, self.policies, "--updates", self.last_updates())
         )

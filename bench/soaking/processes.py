@@ -19,10 +19,12 @@ STOP_S = 300.0
 """Seconds in which a command must end after SIGTERM."""
 NICENESS = 10
 """Lowest priority of the processes, unless that of the soak is lower."""
+UNREACHABLE, ATTEMPTS = 3, 3
+"""Exit code of a command that could not reach something, and how often the last ones are run."""
 PAUSE_S = 2.0
 """Seconds between the end of a command and its next start."""
-JUDGED_S = 180.0
-"""Seconds of the second half of a lifetime from which on growth is judged."""
+CHECKED_S = 180.0
+"""Seconds of the second half of a lifetime from which on growth is checked."""
 MEMORY_SHARE, MEMORY_MB, FILES = 0.03, 6.0, 8.0
 """Most growth over the second half of a lifetime: memory by the larger of two, open files."""
 
@@ -77,13 +79,13 @@ class Lifetime:
         return (*(slope * span_s for slope in slopes), *(slope * 3600.0 for slope in slopes))  # type: ignore[return-value]
 
     @property
-    def is_judged(self) -> bool:
+    def is_long_enough(self) -> bool:
         """Whether it ran for so long that it must not have grown."""
-        return len(self.samples) >= 20 and self.samples[-1][0] >= 2.0 * JUDGED_S
+        return len(self.samples) >= 20 and self.samples[-1][0] >= 2.0 * CHECKED_S
 
     def check_growth(self) -> str:
         """Return how much it grew, if that is too much."""
-        if not self.is_judged:
+        if not self.is_long_enough:
             return ""
         memory_mb, files = self.growth()[:2]
         half = self.samples[len(self.samples) // 2 :]
@@ -212,9 +214,15 @@ class Role:
         return code
 
     def run_last(self) -> None:
-        """Run the command once without failures; it must end with 0."""
-        self.start(may_die=False, rate=0.0)
-        if code := self.wait():
+        """Run the command without failures; it must end with 0.
+
+        A machine that is too busy may let a request fail for a minute, which the code says.
+        """
+        for _ in range(ATTEMPTS):
+            self.start(may_die=False, rate=0.0)
+            if (code := self.wait()) != UNREACHABLE:
+                break
+        if code:
             self._soak.problem(f"the last {self.name} ended with {code}: {self.tail()}")
 
     def wait(self) -> int:

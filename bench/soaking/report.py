@@ -91,5 +91,5 @@ def _growth(role: Role) -> list[object]:
         role.name,
         f"{samples[-1][0]:.0f}",
         *(f"{mb:.0f} MB, {fd}" for _, mb, fd in points),
-        f"{memory_mb:+.0f} MB, {files:+.1f}" if longest.is_judged else "too short",
+        f"{memory_mb:+.0f} MB, {files:+.1f}" if longest.is_long_enough else "too short",
     ]

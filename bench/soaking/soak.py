@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from soaking.copies import Copier, Target
 from soaking.ledger import Ledger, Published, read_ledger, view
-from soaking.processes import TICK_S, Role
+from soaking.processes import ATTEMPTS, TICK_S, UNREACHABLE, Role
 
 SAMPLE_S = 2.0
 WORLD = (
@@ -160,13 +160,16 @@ class Soak(ABC):
 
     def answer_of(self, words: Sequence[str], codes: Sequence[int] = (0,)) -> dict[str, Any]:
         """Run a command without failures; return its JSON document."""
-        done = subprocess.run(
-            [*words, "--json"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=dict(self.environment(0.0)),
-        )
+        for _ in range(ATTEMPTS):
+            done = subprocess.run(
+                [*words, "--json"],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=dict(self.environment(0.0)),
+            )
+            if done.returncode != UNREACHABLE:
+                break
         name = " ".join(words[3:5])
         if done.returncode not in codes:
             self.problem(f"{name} ended with {done.returncode}: {done.stderr[-500:]}")

@@ -274,7 +274,7 @@ class UrlSoak(Soak):
         self._check_limits()
         for name, words in (("a", self._collector_a()), ("b", self._collector_b())):
             words[words.index(str(ENDLESS))] = "1"  # a step that is there already
-            Role(f"collector-last-{name}", words.copy, self, codes=(0,)).run_last()
+            Role(f"collector-last-{name}", words.copy, self, codes=(0, 3)).run_last()
         self.scan()
         while self.copier.work(1000):
             pass
