@@ -23,6 +23,7 @@ from avtd3.store.errors import (
     CheckpointError,
     ConfigError,
     DatasetError,
+    FormatVersionError,
     InUseError,
     MissingPackageError,
     SegmentCorruptError,
@@ -315,9 +316,9 @@ class Mirror(Background):
                 self.problems.pop(name, None)
                 try:
                     self._fetch_one(copier, self._missing[name])
-                except (SegmentCorruptError, SegmentNotFoundError) as error:
+                except (SegmentCorruptError, SegmentNotFoundError, FormatVersionError) as error:
                     if read_if_any(self.place, segment_key(name, MANIFEST_FILE)) is not None:
-                        self.problems[name] = str(error)  # damaged or half copied, not removed
+                        self.problems[name] = str(error)  # damaged, half copied, or newer
                         self._retry_s[name] = now_s + _RETRY_S
                         continue
                 del self._missing[name]

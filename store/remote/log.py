@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from avtd3.store.errors import SegmentCorruptError
+from avtd3.store.errors import FormatVersionError, SegmentCorruptError
 from avtd3.store.files import canonical_json
 from avtd3.store.format.layout import MANIFEST_FILE, SEGMENTS
 from avtd3.store.format.manifest import Manifest, parse_manifest
@@ -218,8 +218,8 @@ class LogReader:
             try:
                 data = self._place.read(f"{SEGMENTS}/{segment_id}/{MANIFEST_FILE}")
                 manifest = parse_manifest(data, Path(self._place.text) / SEGMENTS / segment_id)
-            except (FileNotFoundError, SegmentCorruptError):
-                continue  # being published or copied, or left by a process that died
+            except (FileNotFoundError, SegmentCorruptError, FormatVersionError):
+                continue  # being published or copied, left by a killed process, or newer
             entry = LogEntry.of(manifest, 0.0)
             if self._take(entry):
                 found.append(entry)

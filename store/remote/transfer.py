@@ -25,6 +25,7 @@ from avtd3.store.dataset import Dataset, parse_spec
 from avtd3.store.errors import (
     ConfigError,
     DatasetError,
+    FormatVersionError,
     InUseError,
     SegmentCorruptError,
     SegmentNotFoundError,
@@ -418,7 +419,7 @@ class _Transfer:
                 return
             self._part_bytes, self._whole_bytes = 0, max(found[0].size_bytes, 1)
             copier.copy(*found)
-        except (SegmentCorruptError, SegmentNotFoundError) as error:
+        except (SegmentCorruptError, SegmentNotFoundError, FormatVersionError) as error:
             self._problems.append(str(error))
         else:
             self._copied += 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 
 import pytest
@@ -11,7 +12,7 @@ from avtd3.store.remote import background, log
 from avtd3.store.remote.background import Mirror, PolicyPull, PolicyPush, Spool, SpoolSize
 from avtd3.store.remote.client import open_place
 from avtd3.store.remote.transfer import transfer
-from avtd3.tests.store.remote.datasets import add, content, make, sealed
+from avtd3.tests.store.remote.datasets import add, content, make, manifest_of, sealed
 from avtd3.tests.store.remote.test_transfer import names, policy
 
 
@@ -155,6 +156,24 @@ def test_a_segment_that_another_tool_is_copying_is_taken_when_it_is_whole(
     place.write(late, whole[late])
     mirror.work()
     assert (mirror.problems, content(mirror.path)) == ({}, content(data.path))
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_segment_of_a_newer_avtd3_stops_neither_a_mirror_nor_a_pull(url, tmp_path, logged):
+    data, place = make(tmp_path / "data", [(3,), (2,), (4,)]), open_place(url)
+    transfer(data.path, url)
+    newer = data.segment_ids()[0]
+    manifest = manifest_of(data, newer)
+    place.write(
+        f"segments/{newer}/MANIFEST.json", re.sub(rb'(format_version": ?)\d', rb"\g<1>9", manifest)
+    )
+    if not logged:
+        place.delete(place.sizes("log/"))
+    mirror = mirror_of(url, tmp_path)
+    assert fill(mirror) == data.segment_ids()[1:]
+    assert not logged or "install a newer avtd3" in mirror.problems[newer]
+    report = transfer(url, tmp_path / "pulled")
+    assert (report.copied, len(report.problems)) == (2, 1)
 
 
 @pytest.mark.parametrize("copy", ["mirror", "pull"])
