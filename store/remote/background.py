@@ -406,8 +406,10 @@ class Spool(Background):
         with self._copier(self.local) as copier:
             for name in sorted(names):
                 if (found := copier.manifest(name)) is not None:
+                    since_s = time.time()
                     copier.copy(*found)
-                    remove_segments(self.path, sorted(names & listed_segments(self.place)))
+                    listed = names & listed_segments(self.place, since_s)
+                    remove_segments(self.path, sorted(listed))
         if names & set(Dataset.open(self.path).segment_ids()):
             raise UnreachableError(f"uploaded segments are not listed at {self.url} yet")
 

@@ -263,9 +263,9 @@ def _day_key(day: str, steps: int) -> str:
     return f"{DAYS}/{day}-{steps:012d}.jsonl.gz"
 
 
-def listed_segments(place: RemotePlace) -> set[str]:
-    """Return the segments whose recent entries a listing of the log shows."""
-    keys = place.sizes(f"{LOG}/", after=f"{LOG}/{stamp(time.time() - OVERLAP_S)}")
+def listed_segments(place: RemotePlace, since_s: float) -> set[str]:
+    """Return the segments with an entry since a time that a listing of the log shows."""
+    keys = place.sizes(f"{LOG}/", after=f"{LOG}/{stamp(since_s)}")
     return {match[2] for key in keys if (match := _KEY.fullmatch(key))}
 
 
