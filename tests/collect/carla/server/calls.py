@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from avtd3.tests.collect.carla.server import packing
-from avtd3.tests.collect.carla.server.actors import Car, numbers
+from avtd3.tests.collect.carla.server.actors import Car, Light, Walker, numbers
 from avtd3.tests.collect.carla.server.batch import run_batch
 from avtd3.tests.collect.carla.server.simulation import Refused
 
@@ -164,10 +164,10 @@ class Calls:
 
     def set_actor_simulate_physics(self, number, enabled):
         actor = self._actor(number)
-        if isinstance(actor, Car):
+        if isinstance(actor, Car | Walker):
             actor.simulates = enabled
-            if not enabled:
-                actor.halt()
+        if isinstance(actor, Car) and not enabled:
+            actor.halt()
 
     def set_actor_enable_gravity(self, number, _enabled):
         self._actor(number)
@@ -198,6 +198,20 @@ class Calls:
 
     def get_vehicle_light_states(self):
         return [[car.id, car.light_flags] for car in self._simulation.cars()]
+
+    # Traffic lights.
+
+    def _light(self, number):
+        light = self._actor(number)
+        if not isinstance(light, Light):
+            raise Refused(f"actor {number} is no traffic light")
+        return light
+
+    def set_traffic_light_state(self, number, state):
+        self._light(number).light_state = state
+
+    def freeze_traffic_light(self, number, is_frozen):
+        self._light(number).is_frozen = is_frozen
 
     # The traffic manager, which runs in a client and only registers here.
 
