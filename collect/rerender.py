@@ -229,7 +229,7 @@ def _spec_of(old: EpisodeSpec, scene: AnyScene, changes: SceneChanges) -> Episod
     if old.image is None:
         raise DatasetError(
             "the stored states name no streams, but the dataset has some; it was changed by hand, "
-            "expected states as the built-in simulator stores them"
+            "expected states as a simulator stores them"
         )
     camera = changes.apply_to_camera(scene.camera)
     size = ImageSpec(channels=1, height=camera.height, width=camera.width, stack=old.image.stack)

@@ -495,7 +495,8 @@ class Replay:
                     "recorded episode has one; start a server with the same maps"
                 )
             self._lights.append(near[0])
-            near[0].freeze(True)
+        if self._lights:
+            self._lights[0].freeze(True)  # all of the map
 
     def _place(self, car: NDArray[np.float64], actors: NDArray[np.int64]) -> None:
         """Move all actors to where they are in a row, and set the traffic lights."""
@@ -504,7 +505,7 @@ class Replay:
         poses = np.vstack([car, values[:count]])
         tilts = values[count : 2 * count + 1]
         self._wanted = [
-            (number, _placed_at(pose, tilt, ahead_m))
+            (number, origin_of(pose, tilt, ahead_m))
             for (number, ahead_m), pose, tilt in zip(self._actors, poses, tilts, strict=True)
         ]
         self._states = actors[2 * count + 1 :, 0].tolist()
@@ -524,6 +525,12 @@ class Replay:
             if [int(light.state) for light in self._lights] == self._states:
                 break
             snapshot = self.server.tick()
+        else:
+            raise WorldLost(
+                f"CARLA server {self.server.where} does not set its traffic lights to the recorded "
+                f"states in {_LIGHT_TICKS} ticks; check its log",
+                REJECTED,
+            )
         for number, wanted in self._wanted:
             found = snapshot.find(number)
             off_m = found.get_transform().location.distance(wanted.location) if found else math.inf
@@ -545,7 +552,7 @@ class Replay:
             ids = [self._car.id]
         lights, self._actors, self._car, self._lights = self._lights, [], None, []
         if not self.server.is_gone:
-            for light in lights:
+            for light in lights[:1]:
                 light.freeze(False)
             self.server.destroy(ids)
 
@@ -560,7 +567,7 @@ class Replay:
         return not self.server.is_gone
 
 
-def _placed_at(
+def origin_of(
     pose: NDArray[np.float64], tilt: NDArray[np.float64], ahead_m: float
 ) -> carla.Transform:
     """Return where the origin of an actor is, whose middle is `ahead_m` ahead of it."""

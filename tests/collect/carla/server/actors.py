@@ -177,7 +177,7 @@ class Light(Actor):
         # Its forward direction is across the lane.
         super().__init__(number, kind, (x, y, 0.0, 0.0, lane_yaw_deg + 90.0, 0.0))
         self.half_m = (1.5, 3.0, 1.0)
-        self.light_state, self.is_frozen = 2, False
+        self.light_state = 2
 
     def state(self):
         return packing.light_state(self.light_state)

@@ -210,8 +210,8 @@ class Calls:
     def set_traffic_light_state(self, number, state):
         self._light(number).light_state = state
 
-    def freeze_traffic_light(self, number, is_frozen):
-        self._light(number).is_frozen = is_frozen
+    def freeze_all_traffic_lights(self, are_frozen):
+        self._simulation.lights_are_frozen = are_frozen
 
     # The traffic manager, which runs in a client and only registers here.
 
@@ -239,9 +239,6 @@ class Calls:
         return None
 
     def reset_all_traffic_lights(self):
-        return None
-
-    def freeze_all_traffic_lights(self, _frozen):
         return None
 
     def get_environment_objects(self, _tag):

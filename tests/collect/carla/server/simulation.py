@@ -56,6 +56,7 @@ class Simulation:
         self._ballast_more()
         self.episode_id += 1
         self.elapsed_s, self.map_changed = 0.0, True
+        self.lights_are_frozen = False
         self.weather = _CLEAR_NOON
         if reset_settings:
             self.settings = _ASYNCHRONOUS.copy()
@@ -168,7 +169,7 @@ class Simulation:
                 self.destroy(light.id)
             lights = [self._add(Light(next(self._ids), *at)) for at in self.faults.lights]
         for light in lights:
-            if not light.is_frozen:
+            if not self.lights_are_frozen:
                 light.light_state = self.faults.light_state
         for car in cars:
             near = [light for light in lights if light.holds(*car.pose[:2])]
