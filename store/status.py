@@ -17,6 +17,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -36,6 +37,8 @@ MAX_BYTES = 64 * 1024
 """Largest file that is read as a heartbeat."""
 MAX_BEATS = 10_000
 """Most heartbeats that are read in one place."""
+_LOOK_S = 1.0
+"""Longest wait for an answer of a bucket, in seconds, before `LearnerWatch` continues without."""
 _MAX_TEXT, _MAX_TEXTS = 500, 20
 _SEGMENT = re.compile(r"[^-]+-(.+)-[0-9]{6,}-[0-9a-f]{8}")
 
@@ -396,6 +399,8 @@ def _read_beat(place: LocalPlace | RemotePlace, key: str, size: int) -> Beat:
 class LearnerWatch:
     """Counts the steps of one collector that a running learner has not seen yet.
 
+    While a bucket cannot be reached, it continues with what it knew a moment before.
+
     Args:
         places: Where learners write their heartbeats.
         collector: Name of the collector in the names of its segments.
@@ -416,6 +421,9 @@ class LearnerWatch:
         )
         self._first: dict[str, tuple[int, int]] = {}
         self._next_s, self._seen = float("-inf"), list[Seen]()
+        self._pool = ThreadPoolExecutor(1, "avtd3-watch")
+        self._wait_s = None if all(isinstance(p, LocalPlace) for p in places) else _LOOK_S
+        self._look: Future[list[Seen]] | None = None
 
     def unseen(self, published: int) -> int:
         """Return how many of this process's published steps the slowest learner has not seen.
@@ -423,9 +431,12 @@ class LearnerWatch:
         It is 0 without a running learner, and while a learner waits for data. What was published
         before a learner's first heartbeat does not count: the learner may read merged copies of it.
         """
-        if self._clock() >= self._next_s:
+        if self._look is None and self._clock() >= self._next_s:
+            self._look = self._pool.submit(self._observer.look)
+            wait([self._look], self._wait_s)  # a cut link must not hold up the collection
+        if self._look is not None and self._look.done():
+            self._seen, self._look = self._look.result(), None
             self._next_s = self._clock() + INTERVAL_S / 5.0
-            self._seen = self._observer.look()
         most = 0
         for seen in self._seen:
             beat = seen.beat
