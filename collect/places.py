@@ -54,6 +54,8 @@ class CollectPlaces:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.stop()  # all at once, before waiting for each
         self._stack.close()
 
     def check(self, *, is_cluster: bool) -> None:

@@ -193,6 +193,8 @@ class RunCopies:
                 push = PolicyPush(self._policies_url, self.policies, prunes=self._prunes)
                 push.adopt()
                 self._threads.append(stack.enter_context(push))
+            for thread in self._threads:
+                stack.callback(thread.stop)  # all at once, before waiting for each
             yield True
             if push is not None and not push.finish(should_stop, _on_push(push, on_wait)):
                 self.unsent = (

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from avtd3.store.errors import Avtd3Error, abbreviate
+from avtd3.store.errors import Avtd3Error, UnreachableError, abbreviate
 from avtd3.store.files import parse_json, plain_name, remove
 from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace
@@ -225,6 +225,7 @@ class Heartbeat:
         self._lock, self._end = threading.Lock(), threading.Event()
         self._progress_s = time.monotonic()
         self._thread: threading.Thread | None = None
+        self._unreachable: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -268,10 +269,16 @@ class Heartbeat:
             )
             beat = dataclasses.replace(self._beat, quiet_s=quiet_s)
         for place in (*self._places, *self._datasets):
+            if is_ended and place.text in self._unreachable:
+                continue  # a process that ends does not wait for a cut link
+            self._unreachable.discard(place.text)
             with contextlib.suppress(Avtd3Error, OSError):
-                if place in self._datasets:
-                    place.read(GROUP_FILE)  # a collector creates the directory
-                place.write(beat.key, beat.to_bytes())
+                try:
+                    if place in self._datasets:
+                        place.read(GROUP_FILE)  # a collector creates the directory
+                    place.write(beat.key, beat.to_bytes())
+                except UnreachableError:
+                    self._unreachable.add(place.text)
 
 
 def _hasty(place: LocalPlace | RemotePlace) -> LocalPlace | RemotePlace:

@@ -109,10 +109,14 @@ class Background(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End the thread after the request in progress."""
+    def stop(self) -> None:
+        """Let the thread end after the request in progress; `close` waits for it."""
         self._stop.set()
         self._wake.set()
+
+    def close(self) -> None:
+        """End the thread after the request in progress."""
+        self.stop()
         if self._thread.ident is not None:
             self._thread.join()
 

@@ -327,7 +327,7 @@ class RemotePlace:
                 raise problem  # without its cause, which may name a user of the endpoint
             if now_s - asked_s >= silence_s:
                 silence_s = min(2.0 * silence_s, _LONGEST_SILENCE_S)
-            patience.on_wait(str(problem))
+            patience.on_wait(str(problem).removesuffix(_ADVICE))
             patience.wait(random.uniform(0.0, wait_s))
             if patience.should_stop():
                 raise problem
@@ -391,8 +391,8 @@ def _explain(url: str, where: str, error: Exception) -> ConfigError | Unreachabl
     if isinstance(error, kinds.NotSupportedError | kinds.InvalidPathError):
         return ConfigError(f"{where}: the store does not support this request")
     return UnreachableError(
-        f"{where} cannot be reached now{_host_in(text)}: {abbreviate(_cause_in(text))[1:-1]}; "
-        "check the network and the endpoint, then run the same command again"
+        f"{where} cannot be reached now{_host_in(text)}: {abbreviate(_cause_in(text))[1:-1]}"
+        f"{_ADVICE}"
     )
 
 
@@ -413,6 +413,7 @@ def _cause_in(text: str) -> str:
     return text.partition("\n")[0].rpartition(" - ")[2]
 
 
+_ADVICE = "; check the network and the endpoint, then run the same command again"
 _REQUEST = re.compile(r"Error performing [A-Z]+ (\S+) in ")
 _CAUSE = re.compile(r'\b(?:message|error): "([^"]+)"')
 
