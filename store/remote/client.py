@@ -383,6 +383,11 @@ def _explain(url: str, where: str, error: Exception) -> ConfigError | Unreachabl
         return _no_bucket(url)
     if any(host in text for host in _METADATA_HOSTS):
         return ConfigError(f"{url}: found no credentials; {_CREDENTIALS}")
+    if "RequestTimeTooSkewed" in text:
+        return ConfigError(
+            f"{where}: the store refuses requests of a machine whose clock is wrong; set this "
+            "machine's clock, for example with NTP"
+        )
     if isinstance(error, kinds.PermissionDeniedError | kinds.UnauthenticatedError):
         return ConfigError(
             f"{where}: the store refuses these credentials; check their rights to read and write "

@@ -35,8 +35,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(HANG_S))
 
 
-def command(*words):
-    return [sys.executable, "-m", "avtd3.cli", *map(str, words)]
+def command(*words, clock_s=0.0):
+    """Return the words that run avtd3, on a machine whose clock is wrong by some seconds."""
+    program = ["-m", "avtd3.cli"]
+    if clock_s:
+        wrong = f"import time; real = time.time; time.time = lambda: real() + {clock_s}"
+        program = ["-c", f"{wrong}; from avtd3.cli import main; main()"]
+    return [sys.executable, *program, *map(str, words)]
 
 
 def avtd3(*words):
@@ -60,11 +65,11 @@ def avtd3_json(*words):
 class Running:
     """A running command, with its standard error and its standard output in files."""
 
-    def __init__(self, log, *words, before=(), env=ENVIRONMENT):
+    def __init__(self, log, *words, before=(), env=ENVIRONMENT, clock_s=0.0):
         self.log, self.out = log, log.with_suffix(".out")
         with log.open("a") as file, self.out.open("w") as out:
             self.process = subprocess.Popen(
-                [*before, *command(*words)], stdout=out, stderr=file, env=env
+                [*before, *command(*words, clock_s=clock_s)], stdout=out, stderr=file, env=env
             )
 
     @property

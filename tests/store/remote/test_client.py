@@ -167,6 +167,12 @@ def test_a_refusal_names_the_credentials_but_does_not_show_them(proxy, bucket, m
     assert KEYS[0] not in str(found)
 
 
+def test_a_wrong_clock_is_named_as_the_cause():
+    pytest.importorskip("obstore")
+    error = client._errors().PermissionDeniedError("403: <Code>RequestTimeTooSkewed</Code>")
+    assert "clock is wrong" in str(client._explain("s3://b", "s3://b/key", error))
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
