@@ -64,7 +64,7 @@ class Fleet:
         return self.start(
             "collector", "collect", DATA, "--driver", driver, "--seed", 3, "--json", *words,
             "--world", f"{WORLD}:Paced", "--set=collect.min_free_mb=0",
-            f"--set=collect.spool={self._folder / 'spool'}",
+            f"--set=collect.spool={self._folder / 'spool'}", "--set=collect.spool_bytes=1000000",
             f"--set=collect.writer.segment_steps={SEGMENT_STEPS}",
         )  # fmt: skip
 
