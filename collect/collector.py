@@ -518,13 +518,19 @@ def collect(
     if steps is None and episodes is None and seconds is None:
         steps = config.steps
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
-    places = CollectPlaces(dataset, policies, spool=config.spool, spool_bytes=config.spool_bytes)
+    places = CollectPlaces(
+        dataset,
+        policies,
+        spool=config.spool,
+        spool_bytes=config.spool_bytes,
+        should_stop=should_stop,
+    )
     with places:
         places.check(is_cluster=scheduler is not None)
         _check_options(config, places.policies, scheduler)
         work = _Collection(config, amount, places, open_world, should_stop, on_progress)
         report = work.run(resume=resume, scheduler=scheduler)
-        unsent = places.finish(should_stop, work.show_waiting)
+        unsent = places.finish(work.show_waiting)
     return dataclasses.replace(report, seconds=time.monotonic() - started_s, unsent=unsent)
 
 
