@@ -323,10 +323,10 @@ OPEN = (
     ("learn", "data", "--run", "run", "--policies=URL"),
     ("replay-inspect", "URL"),
     ("replay-inspect", "data", "--against", "URL"),
-    ("status", "URL"),
     ("evaluate", "URL"),
     ("push", "data", "URL"),
     ("pull", "URL", "data"),
+    ("status", "URL", "--once"),
 )
 """Commands that take URLs of object stores, but no others."""
 PLACES = (

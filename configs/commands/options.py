@@ -289,8 +289,8 @@ def check_destinations(*paths: Path | None) -> None:
     """Check before the work that files can be written at its end; make missing directories."""
     from avtd3.store.files import check_local, storage_errors
 
-    check_local(*paths)
     for path in filter(None, paths):
+        check_local(path)
         if path.is_dir():
             raise ConfigError(f"{path} is a directory; give the path of a file")
         with storage_errors(path):
