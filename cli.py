@@ -50,7 +50,7 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 """Exit codes of the errors that avtd3 knows; the first line that fits counts."""
 _WITH_URLS = ("--scheduler", "--server-command", "--host", "--set", "--filter", "--map")
 """Options whose values are not paths."""
-_OPEN_URLS = {"push", "pull", "learn", "collect", "evaluate", "replay-inspect"}
+_OPEN_URLS = {"push", "pull", "learn", "collect", "evaluate", "replay-inspect", "status"}
 """Commands that say themselves which of their paths may be URLs."""
 
 

@@ -53,7 +53,7 @@ from avtd3.store.errors import (
 from avtd3.store.events import Event
 from avtd3.store.files import plain_name
 from avtd3.store.remote.background import SpoolSize
-from avtd3.store.remote.client import open_place
+from avtd3.store.remote.client import Patience, open_place
 from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.step_labels import StepLabels
@@ -148,7 +148,8 @@ class CollectConfig(EnvironmentConfig):
     which the collection waits."""
     record_world: bool = True
     """Whether to store the state of the world in every step, from which `avtd3 store render` draws
-    other pictures later; only the built-in simulator has one. It adds 2 to 3 % of bytes."""
+    other pictures later; only the built-in simulator and CARLA have one. It adds 2 to 3 % of
+    bytes."""
     record_expert: bool = True
     """Whether to store in every step what the expert would have done, and who drove; only in worlds
     with an expert. See docs/teacher.md."""
@@ -225,7 +226,8 @@ class Collector:
         self._spool_size = SpoolSize(job.dataset)
         if config.lead.max_unseen is not None:
             texts = (job.dataset_text or job.dataset, job.policies_text)
-            places = [open_place(text) for text in texts if text is not None]
+            hasty = Patience(seconds=0.0)
+            places = [open_place(text, hasty) for text in texts if text is not None]
             self._learner = LearnerWatch(places, name)
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(config.recovery)
@@ -517,13 +519,19 @@ def collect(
     if steps is None and episodes is None and seconds is None:
         steps = config.steps
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
-    places = CollectPlaces(dataset, policies, spool=config.spool, spool_bytes=config.spool_bytes)
+    places = CollectPlaces(
+        dataset,
+        policies,
+        spool=config.spool,
+        spool_bytes=config.spool_bytes,
+        should_stop=should_stop,
+    )
     with places:
         places.check(is_cluster=scheduler is not None)
         _check_options(config, places.policies, scheduler)
         work = _Collection(config, amount, places, open_world, should_stop, on_progress)
         report = work.run(resume=resume, scheduler=scheduler)
-        unsent = places.finish(should_stop, work.show_waiting)
+        unsent = places.finish(work.show_waiting)
     return dataclasses.replace(report, seconds=time.monotonic() - started_s, unsent=unsent)
 
 

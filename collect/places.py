@@ -29,7 +29,9 @@ class CollectPlaces:
         *,
         spool: str = "",
         spool_bytes: int | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._should_stop = should_stop
         self.text = show_path(dataset)
         """The dataset, for messages."""
         self.policies_text = None if policies is None else show_path(policies)
@@ -54,6 +56,8 @@ class CollectPlaces:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.stop()  # all at once, before waiting for each
         self._stack.close()
 
     def check(self, *, is_cluster: bool) -> None:
@@ -69,7 +73,7 @@ class CollectPlaces:
     def start(self) -> None:
         """Start the threads, after the dataset was created; raise if a URL cannot be used."""
         if self._spool is not None:
-            self._spool.check_spec()
+            self._spool.check_spec(self._should_stop)
             self._stack.enter_context(self._spool)
         if self._pull is not None:
             self._stack.enter_context(self._pull)
@@ -77,7 +81,9 @@ class CollectPlaces:
     def held(self, plan_digest: str) -> dict[int, int]:
         """Return the steps of the episodes of a plan that the dataset holds, by index."""
         here = held_episodes(Dataset.open(self.dataset), plan_digest)
-        return here if self._spool is None else self._spool.held(plan_digest) | here
+        if self._spool is None:
+            return here
+        return self._spool.held(plan_digest, self._should_stop) | here
 
     @property
     def spool_used(self) -> int | None:
@@ -101,7 +107,7 @@ class CollectPlaces:
     def _threads(self) -> list[Background]:
         return [thread for thread in (self._spool, self._pull) if thread is not None]
 
-    def finish(self, should_stop: Callable[[], bool], on_wait: Callable[[str], None]) -> str:
+    def finish(self, on_wait: Callable[[str], None]) -> str:
         """Wait until all segments are uploaded; return which are not, if stopped before."""
         for thread in self._threads:
             thread.check()
@@ -113,7 +119,7 @@ class CollectPlaces:
             left = plural(spool.left, "segment")
             on_wait("; ".join(filter(None, (f"uploading {left} to {spool.url}", reason))))
 
-        if spool.finish(should_stop, show):
+        if spool.finish(self._should_stop, show):
             return ""
         return (
             f"{plural(spool.left, 'segment')} not uploaded to {spool.url}: {spool.waiting}; they "

@@ -191,8 +191,10 @@ class RunCopies:
             push = None
             if self._policies_url is not None:
                 push = PolicyPush(self._policies_url, self.policies, prunes=self._prunes)
-                push.adopt()
+                push.adopt(should_stop)
                 self._threads.append(stack.enter_context(push))
+            for thread in self._threads:
+                stack.callback(thread.stop)  # all at once, before waiting for each
             yield True
             if push is not None and not push.finish(should_stop, _on_push(push, on_wait)):
                 self.unsent = (

@@ -326,6 +326,7 @@ OPEN = (
     ("evaluate", "URL"),
     ("push", "data", "URL"),
     ("pull", "URL", "data"),
+    ("status", "URL", "--once"),
 )
 """Commands that take URLs of object stores, but no others."""
 PLACES = (
@@ -336,6 +337,7 @@ PLACES = (
     ("store", "prune", "URL", "--max-size", "1GB"),
     ("demo", "--out", "URL"),
     ("config", "show", "--config", "URL"),
+    ("status", "data", "--html", "URL"),
 )
 
 

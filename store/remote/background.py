@@ -95,6 +95,10 @@ class Background(ABC):
     def work(self) -> None:
         """Do what there is to do now."""
 
+    def opening(self, should_stop: Callable[[], bool]) -> RemotePlace:
+        """Return the place for what must be known before the work begins, and not wait for ever."""
+        return self.place.patient(Patience(should_stop=should_stop))
+
     def start(self) -> Self:
         """Check that the URL can be reached, and start the thread."""
         check_reachable(self.place)
@@ -109,10 +113,14 @@ class Background(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End the thread after the request in progress."""
+    def stop(self) -> None:
+        """Let the thread end after the request in progress; `close` waits for it."""
         self._stop.set()
         self._wake.set()
+
+    def close(self) -> None:
+        """End the thread after the request in progress."""
+        self.stop()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -362,9 +370,9 @@ class Spool(Background):
     def _is_dataset(self) -> bool:
         return (self.path / GROUP_FILE).exists()
 
-    def check_spec(self) -> None:
+    def check_spec(self, should_stop: Callable[[], bool]) -> None:
         """Raise `SpecError` if there is a dataset with another spec at the URL."""
-        if (group := read_if_any(self.place, GROUP_FILE)) is not None:
+        if (group := read_if_any(self.opening(should_stop), GROUP_FILE)) is not None:
             there, here = read_spec(group, self.url), Dataset.open(self.path).spec
             if there != here:
                 raise SpecError(
@@ -372,9 +380,9 @@ class Spool(Background):
                     "into another URL, or with the dataset's settings"
                 )
 
-    def held(self, plan: str) -> dict[int, int]:
+    def held(self, plan: str, should_stop: Callable[[], bool]) -> dict[int, int]:
         """Return the steps of the episodes of a plan that are at the URL, by index."""
-        return held_episodes(LogReader(self.place).open(), plan)
+        return held_episodes(LogReader(self.opening(should_stop)).open(), plan)
 
     def work(self) -> None:
         """Copy all segments, oldest first, and delete each here."""
@@ -398,6 +406,7 @@ class Spool(Background):
                 if (found := copier.manifest(name)) is not None:
                     copier.copy(*found)
                     remove_segments(self.path, [name])
+                    self.waiting = ""  # more may follow for minutes
 
 
 def spool_path(url: str, configured: str) -> Path:
@@ -437,15 +446,16 @@ class PolicyPull(Background):
         """Bring the policy here that ``LATEST.json`` names, if that has changed."""
         with contextlib.suppress(FileNotFoundError):
             if (changed := self.place.read_changed(LATEST, self._etag)) is not None:
-                self.pull(changed[0])
+                _pull_latest(self.place, self.local, changed[0])
                 self._etag = changed[1]
 
-    def pull(self, latest: bytes) -> None:
-        """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
-        _pull_policy(self.place, self.local, sidecar_of(latest))
-        copy_latest(self.place, self.local)
-        for old in policies_of(self.local)[:-_KEPT_POLICIES]:
-            self.local.delete([old.replace(".json", ".safetensors"), old])
+
+def _pull_latest(place: RemotePlace, local: LocalPlace, latest: bytes) -> None:
+    """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
+    _pull_policy(place, local, sidecar_of(latest))
+    copy_latest(place, local)
+    for old in policies_of(local)[:-_KEPT_POLICIES]:
+        local.delete([old.replace(".json", ".safetensors"), old])
 
 
 def _pull_policy(place: RemotePlace, local: LocalPlace, sidecar: str) -> None:
@@ -496,11 +506,12 @@ class PolicyPush(Background):
         self._prunes, self._done = prunes, set[str]()
         self._latest: bytes | None = None
 
-    def adopt(self) -> None:
+    def adopt(self, should_stop: Callable[[], bool]) -> None:
         """Bring the newest policy of an earlier run here, so that versions continue after it."""
         check_reachable(self.place)
-        if (latest := read_if_any(self.place, LATEST)) is not None:
-            PolicyPull(self.url, self.path).pull(latest)
+        place = self.opening(should_stop)
+        if (latest := read_if_any(place, LATEST)) is not None:
+            _pull_latest(place, self.local, latest)
 
     def work(self) -> None:
         """Copy what is new, then let ``LATEST.json`` there name the newest policy."""

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+LOOPBACK = "127.0.0.1"
 KEYS = ("avtd3-test-key", "avtd3-test-secret")
 """What tests search files and texts for."""
 
@@ -43,24 +44,24 @@ class Server:
         }
 
 
-def free_port():
+def free_port(host=LOOPBACK):
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
+        found.bind((host, 0))
         return found.getsockname()[1]
 
 
 @contextlib.contextmanager
-def running(command, port, log, path="/"):
+def running(command, port, log, path="/", host=LOOPBACK):
     """Run a server until the end of the block; wait until it answers."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         deadline_s = time.monotonic() + 120.0
-        while not answers(f"http://127.0.0.1:{port}{path}"):
+        while not answers(f"http://{host}:{port}{path}"):
             assert process.poll() is None, log.read_text(errors="replace")[-2000:]
             assert time.monotonic() < deadline_s, log.read_text(errors="replace")[-2000:]
             time.sleep(0.05)
-        yield Server(f"http://127.0.0.1:{port}")
+        yield Server(f"http://{host}:{port}")
     finally:
         process.kill()  # its data are of no use
         process.wait()
@@ -76,11 +77,11 @@ def answers(url):
     return True
 
 
-def start_moto(folder):
+def start_moto(folder, host=LOOPBACK):
     pytest.importorskip("moto", reason="needs moto")
-    port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1"]
-    return running([*command, "-p", str(port)], port, folder / "moto.log", "/moto-api/")
+    port = free_port(host)
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", host]
+    return running([*command, "-p", str(port)], port, folder / "moto.log", "/moto-api/", host)
 
 
 def start_rclone(folder):
@@ -92,9 +93,9 @@ def start_rclone(folder):
     return running(command, port, folder / "rclone.log")
 
 
-def start_weed(folder):
+def start_weed(folder, host=LOOPBACK):
     program = find_program("weed")
-    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    ports = {name: free_port(host) for name in ("master", "volume", "filer", "s3")}
     (folder / "weed").mkdir()
     rights: dict[str, Any] = {
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
@@ -103,10 +104,10 @@ def start_weed(folder):
     rights["credentials"] = [dict(zip(("accessKey", "secretKey"), KEYS, strict=True))]
     (folder / "s3.json").write_text(json.dumps({"identities": [rights]}))
     command = [program, "server", f"-dir={folder}/weed", "-s3", f"-s3.config={folder}/s3.json"]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
+    command += [f"-ip={host}", f"-ip.bind={host}", "-master.volumeSizeLimitMB=64"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
-    command += [f"-{name}.port.grpc={free_port()}" for name in ports]
-    return running(command, ports["s3"], folder / "weed.log")
+    command += [f"-{name}.port.grpc={free_port(host)}" for name in ports]
+    return running(command, ports["s3"], folder / "weed.log", host=host)
 
 
 def find_program(name):
@@ -156,8 +157,8 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     """Forwards requests, and breaks those that `fault(method, path)` names a fault for.
 
     Faults: ``503``; ``before`` and ``after`` cut the connection before or after the server did the
-    work; ``half`` cuts the answer in half; ``slow`` sends it in pieces. `lag_s` hides objects from
-    listings that were put less than so many seconds ago.
+    work; ``half`` cuts the answer in half; ``slow`` sends it in pieces, ``late`` after `late_s`.
+    `lag_s` hides objects from listings that were put less than so many seconds ago.
     """
 
     daemon_threads = True
@@ -166,7 +167,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     def __init__(self, server):
         self.upstream = server.endpoint.removeprefix("http://")
         self.fault: Fault = lambda method, path: ""
-        self.lag_s, self.put_at, self.requests, self.is_cut = 0.0, {}, [], False
+        self.lag_s, self.late_s, self.put_at, self.requests, self.is_cut = 0.0, 0.0, {}, [], False
         super().__init__(("127.0.0.1", 0), Forward)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -199,7 +200,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = "before" if proxy.is_cut else proxy.fault(self.command, self.path)
         proxy.requests.append((self.command, self.path))
-        self.close_connection = fault not in ("", "slow")
+        self.close_connection = fault not in ("", "slow", "late")
         if fault == "before":
             return
         if fault == "503":
@@ -217,6 +218,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
             proxy.put_at[key] = time.monotonic()
         if fault == "after":
             return
+        time.sleep(proxy.late_s if fault == "late" else 0.0)
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
@@ -230,3 +232,18 @@ class Forward(http.server.BaseHTTPRequestHandler):
             time.sleep(0.05 if fault == "slow" else 0.0)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward  # noqa: N815
+
+
+def main(engine, folder, host, bucket):
+    """Serve a new bucket in this process's network until the end of standard input."""
+    start = {"moto": start_moto, "weed": start_weed}[engine]
+    with start(Path(folder), host) as server:
+        put_bucket(server, bucket)
+        pairs = (f"{name}={value}" for name, value in server.environment.items())
+        sys.stdout.write(" ".join(pairs) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
