@@ -10,6 +10,7 @@ import http.server
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -250,6 +251,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
 
 def main(engine, folder, host, bucket):
     """Serve a new bucket in this process's network until the end of standard input."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server must not outlive this
     start = {"moto": start_moto, "weed": start_weed}[engine]
     with start(Path(folder), host) as server:
         put_bucket(server, bucket)
