@@ -245,12 +245,10 @@ class UrlSoak(Soak):
             self._look()
 
     def _fill_spool(self, share: float) -> None:
-        """Cut the link, when nothing is killed any more, until a collector waits for uploads."""
-        if share < 0.5 or self._has_filled:
-            return
-        self._has_filled = share > 0.7 or bool(self._count_waits())
-        if not self._has_filled:
+        """Cut the link for long, when nothing is killed any more, until a spool is full."""
+        if share >= 0.5 and not self._has_filled:
             self.link.change("long cut")
+            self._has_filled = share > 0.7 or bool(self._count_waits())
 
     def _count_waits(self) -> int:
         """Count the lines of progress that say that a spool is full."""
