@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.cluster import OpenEnvironment, open_cluster
+from avtd3.collect.cluster import WorkerContext, open_cluster
 from avtd3.collect.drivers import PolicyDriver
 from avtd3.collect.environment import SUCCESS_REASON, Environment
 from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
 from avtd3.collect.mixture import GRAMMAR, Mixture
+from avtd3.collect.places import check_shared
 from avtd3.collect.plan import MAX_SEED, UNIT, episode_generator, evaluation_seed
 from avtd3.collect.recovery import Recovery, Skipped, describe_skipped
 from avtd3.collect.rollout import Rollout
@@ -403,20 +404,25 @@ def evaluate(
         >>> policies = "/path/to/policies"  # evaluate(policies) evaluates the newest policy there
     """
     started_s = time.monotonic()
-    if scheduler is not None and remote_url(subject) is not None:
-        raise ConfigError(
-            f"--scheduler needs a policy that all workers see, found {show_path(subject)}; copy it "
-            "to their directory (avtd3 pull), and give that"
-        )
+    if scheduler is not None and (url := remote_url(subject)) is not None:
+        check_shared(url)
     with _local_subject(subject) as local:
         report = _evaluate(
-            local, config or EvaluateConfig(), gif, scheduler, should_stop, on_progress, open_world
+            subject,
+            local,
+            config or EvaluateConfig(),
+            gif,
+            scheduler,
+            should_stop,
+            on_progress,
+            open_world,
         )
     seconds = time.monotonic() - started_s
     return dataclasses.replace(report, driver=show_path(subject), seconds=seconds)
 
 
 def _evaluate(
+    named: str | Path,
     subject: str,
     config: EvaluateConfig,
     gif: Path | None,
@@ -439,6 +445,8 @@ def _evaluate(
     if scheduler is None:
         reports, failed = run_jobs(run_job, _split(job), should_stop=should_stop, on_reports=show)
     else:
+        shared = _shared_subject(named, evaluator.subject)
+        job = dataclasses.replace(job, subject=shared)
         reports, failed = _drive_units(scheduler, job, should_stop, show)
     parts = [part or EvaluatePart() for part in reports]
     scores = sorted((s for part in parts for s in part.scores), key=lambda score: score.index)
@@ -482,9 +490,6 @@ def _drive_units(
     show: Callable[[list[EvaluatePart | None]], None],
 ) -> tuple[list[EvaluatePart | None], list[str]]:
     """Drive a job on a Dask cluster, some episodes at a time."""
-    subject = Path(job.subject)
-    if subject.exists():
-        job = dataclasses.replace(job, subject=str(subject.absolute()))
     name = f"avtd3-evaluate-{secrets.token_hex(8)}"
     units = [
         (f"{name}-{first}", dataclasses.replace(job, indices=job.indices[first : first + UNIT]))
@@ -496,12 +501,26 @@ def _drive_units(
         )
 
 
-def _run_unit(
-    job: EvaluateJob, open_environment: OpenEnvironment, should_stop: Callable[[], bool]
-) -> EvaluatePart:
+def _shared_subject(named: str | Path, found: str) -> str:
+    """Return a subject as the workers of a cluster find it.
+
+    Args:
+        named: What the user named.
+        found: The driver or the file that this is on this machine.
+    """
+    if (url := remote_url(named)) is not None:
+        return url if url.endswith(".safetensors") else f"{url}/{Path(found).name}"
+    return str(Path(found).absolute()) if Path(found).exists() else found
+
+
+def _run_unit(job: EvaluateJob, context: WorkerContext) -> EvaluatePart:
     """Drive a unit in a worker of a Dask cluster."""
-    with open_environment(job.config, job.open_world) as environment:
-        part = _drive_job(job, environment, should_stop, lambda _: None)
+    with (
+        _local_subject(job.subject) as subject,
+        context.open_environment(job.config, job.open_world) as environment,
+    ):
+        job = dataclasses.replace(job, subject=subject)
+        part = _drive_job(job, environment, context.should_stop, lambda _: None)
         if part.lost:
             raise WorldLost(part.lost)  # the next unit gets a new world
     return part

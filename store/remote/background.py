@@ -7,13 +7,14 @@ deleted at one end only when it is whole at the other.
 """
 
 import contextlib
+import dataclasses
 import os
 import random
 import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Self
 
@@ -35,7 +36,15 @@ from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, MAPS
 from avtd3.store.format.manifest import read_manifest
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.remote.client import LocalPlace, Patience, Place, RemotePlace, check_reachable
-from avtd3.store.remote.commit import read_if_any, segment_key
+from avtd3.store.remote.commit import (
+    CLAIMS,
+    Unit,
+    about_episodes,
+    complete_units,
+    read_if_any,
+    read_manifest_bytes,
+    segment_key,
+)
 from avtd3.store.remote.log import LogEntry, LogReader, held_episodes, summarise_days
 from avtd3.store.remote.transfer import (
     LATEST,
@@ -51,6 +60,7 @@ from avtd3.store.remote.transfer import (
     read_spec,
     sidecar_of,
 )
+from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import remove_segments
 
 PERIOD_S = 2.0
@@ -95,9 +105,10 @@ class Background(ABC):
     def work(self) -> None:
         """Do what there is to do now."""
 
-    def start(self) -> Self:
-        """Check that the URL can be reached, and start the thread."""
-        check_reachable(self.place)
+    def start(self, *, waits: bool = False) -> Self:
+        """Start the thread; first check that the URL can be reached, unless it may wait for it."""
+        if not waits:
+            check_reachable(self.place)
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._thread.start()
@@ -346,20 +357,22 @@ class Spool(Background):
     Args:
         url: URL of the dataset.
         path: Directory of the spool; several collectors for one URL may share it.
+        unit: The unit of work that its only segment is, which is published once.
     """
 
-    def __init__(self, url: str, path: Path) -> None:
+    def __init__(self, url: str, path: Path, *, unit: Unit | None = None) -> None:
         super().__init__(url, path)
+        self._unit = unit
         self._maps: set[str] = set()
-        self._held: Mapping[str, Mapping[int, int]] = {}
 
     @property
     def left(self) -> int:
         """Number of segments that are not at the URL yet."""
-        return len(Dataset.open(self.path).segment_ids()) if self._is_dataset else 0
+        return len(Dataset.open(self.path).segment_ids()) if self.is_dataset else 0
 
     @property
-    def _is_dataset(self) -> bool:
+    def is_dataset(self) -> bool:
+        """Whether the spool exists."""
         return (self.path / GROUP_FILE).exists()
 
     def check_spec(self) -> None:
@@ -372,13 +385,34 @@ class Spool(Background):
                     "into another URL, or with the dataset's settings"
                 )
 
+    def read_spec(self) -> EpisodeSpec:
+        """Return the spec of the dataset at the URL, which exists."""
+        return read_spec(self.place.read(GROUP_FILE), self.url)
+
     def held(self, plan: str) -> dict[int, int]:
         """Return the steps of the episodes of a plan that are at the URL, by index."""
-        return held_episodes(LogReader(self.place).open(), plan)
+        entries = [entry for entry in LogReader(self.place).open() if entry.plan == plan]
+        return held_episodes((self._with_episodes(entry) for entry in entries), plan)
+
+    def _with_episodes(self, entry: LogEntry) -> LogEntry:
+        """Complete the entry of a segment that the log lacks, so that its manifest was found."""
+        if entry.indices:
+            return entry
+        manifest = self.place.read(segment_key(entry.segment, MANIFEST_FILE))
+        about = about_episodes(self.place, read_manifest_bytes(self.place, manifest))
+        return dataclasses.replace(entry, **about)
+
+    def claimed(self, plan: str) -> set[int]:
+        """Return the claimed units of a plan; complete what workers that died have claimed."""
+        if not self.place.folders(f"{CLAIMS}/"):
+            return set()
+        entries = LogReader(self.place).open()
+        published = {e.unit for e in entries if e.plan == plan and e.unit is not None}
+        return complete_units(self.place, plan, published)
 
     def work(self) -> None:
         """Copy all segments, oldest first, and delete each here."""
-        if not self._is_dataset or not self.left:
+        if not self.is_dataset or not self.left:
             return
         lock = ExclusiveLock(self.path, purpose="avtd3 collect, upload", name=".upload.lock")
         with contextlib.ExitStack() as stack:
@@ -396,7 +430,7 @@ class Spool(Background):
         with self._copier(self.local) as copier:
             for name in Dataset.open(self.path).segment_ids():
                 if (found := copier.manifest(name)) is not None:
-                    copier.copy(*found)
+                    copier.copy(*found, unit=self._unit)
                     remove_segments(self.path, [name])
 
 

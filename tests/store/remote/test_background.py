@@ -9,6 +9,7 @@ from avtd3.store import ConfigError, Dataset, DatasetError, InUseError
 from avtd3.store.remote import background
 from avtd3.store.remote.background import Mirror, PolicyPull, PolicyPush, Spool, SpoolSize
 from avtd3.store.remote.client import open_place
+from avtd3.store.remote.commit import Unit
 from avtd3.store.remote.transfer import transfer
 from avtd3.tests.store.remote.datasets import add, content, make, sealed
 from avtd3.tests.store.remote.test_transfer import names, policy
@@ -154,6 +155,22 @@ def test_a_spool_is_emptied_into_the_url_and_nothing_is_lost_while_it_is_cut(
         assert SpoolSize(data.path).measure() == 0
     transfer(bucket, tmp_path / "back")
     assert content(tmp_path / "back") == content(tmp_path / "kept")
+
+
+def test_two_spools_publish_a_unit_once_and_a_resume_sees_its_episodes(url, tmp_path):
+    unit = Unit(plan="p" * 64, number=4)
+    for number in range(2):
+        data = make(tmp_path / f"data-{number}", [], plan_digest=unit.plan)
+        add(data, number, (3, 2), plan_digest=unit.plan)
+        with Spool(url, data.path, unit=unit) as spool:
+            assert spool.finish(lambda: False, lambda _: None)
+        assert spool.left == 0
+        assert len(sealed(open_place(url))) == 1
+        assert spool.claimed(unit.plan) == {4}
+        assert sorted(spool.held(unit.plan).values()) == [2, 3]
+    # also if the writer died before it added the entry of the log
+    open_place(url).delete(open_place(url).sizes("log/"))
+    assert sorted(spool.held(unit.plan).values()) == [2, 3]
 
 
 @pytest.mark.slow
