@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
 from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
 from avtd3.store.files import remote_url, show_path
+from avtd3.store.remote.background import local_policy
 from avtd3.store.render.text import join_lines, plural
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Step
@@ -171,19 +171,6 @@ def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]"
         )
     # The learner may publish another one meanwhile: every worker must use this one.
     return policy, str(path / f"policy-{policy.version:08d}.safetensors")
-
-
-@contextlib.contextmanager
-def _local_subject(subject: str | Path) -> Iterator[str]:
-    """Yield a subject that needs no network: the policy of a URL is copied for the time inside."""
-    url = remote_url(subject)
-    if url is None:
-        yield str(subject)
-        return
-    from avtd3.store.remote.background import fetch_policy
-
-    with tempfile.TemporaryDirectory(prefix="avtd3-policies-") as folder:
-        yield str(fetch_policy(url, Path(folder)))
 
 
 def _parse_subject(subject: str) -> Mixture:
@@ -406,10 +393,10 @@ def evaluate(
     started_s = time.monotonic()
     if scheduler is not None and (url := remote_url(subject)) is not None:
         check_shared(url)
-    with _local_subject(subject) as local:
+    with local_policy(subject) as local:
         report = _evaluate(
             subject,
-            local,
+            str(local),
             config or EvaluateConfig(),
             gif,
             scheduler,
@@ -516,10 +503,10 @@ def _shared_subject(named: str | Path, found: str) -> str:
 def _run_unit(job: EvaluateJob, context: WorkerContext) -> EvaluatePart:
     """Drive a unit in a worker of a Dask cluster."""
     with (
-        _local_subject(job.subject) as subject,
+        local_policy(job.subject) as subject,
         context.open_environment(job.config, job.open_world) as environment,
     ):
-        job = dataclasses.replace(job, subject=subject)
+        job = dataclasses.replace(job, subject=str(subject))
         part = _drive_job(job, environment, context.should_stop, lambda _: None)
         if part.lost:
             raise WorldLost(part.lost)  # the next unit gets a new world

@@ -11,10 +11,11 @@ import dataclasses
 import os
 import random
 import re
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -31,7 +32,7 @@ from avtd3.store.errors import (
     SpecError,
     UnreachableError,
 )
-from avtd3.store.files import read_json, sha256, storage_errors
+from avtd3.store.files import check_local, read_json, remote_url, sha256, storage_errors
 from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, MAPS
 from avtd3.store.format.manifest import read_manifest
 from avtd3.store.locks import ExclusiveLock
@@ -58,6 +59,7 @@ from avtd3.store.remote.transfer import (
     create_dataset,
     policies_of,
     read_spec,
+    run_of,
     sidecar_of,
 )
 from avtd3.store.spec import EpisodeSpec
@@ -77,6 +79,12 @@ def local_name(url: str) -> str:
     """Return a name for a directory that belongs to a URL."""
     plain = re.sub(r"[^A-Za-z0-9]+", "-", url.partition("://")[2])
     return f"{plain.strip('-')[-40:]}-{sha256(url.encode())[:8]}"
+
+
+def mirror_path(run: Path, dataset: Path | str) -> Path:
+    """Return where a run reads a dataset: its mirror in the run, or the path itself."""
+    url = remote_url(dataset)
+    return Path(dataset) if url is None else run / "mirror" / local_name(url)
 
 
 class Background(ABC):
@@ -329,7 +337,14 @@ class Mirror(Background):
                 del self._missing[name]
 
     def _fetch_one(self, copier: SegmentCopier, entry: LogEntry) -> None:
-        if entry.segment in self._sizes or not self._make_room(entry):
+        if entry.segment in self._sizes:
+            return
+        if entry.size_bytes > self._max_bytes:
+            self.problems[entry.segment] = (
+                f"it has {entry.size_bytes} bytes, learn.mirror_bytes is {self._max_bytes}; raise "
+                "it, or let the collectors write smaller segments"
+            )
+        if not self._make_room(entry):
             return
         if (found := copier.manifest(entry.segment)) is not None:
             copier.copy(*found)
@@ -437,6 +452,7 @@ class Spool(Background):
 def spool_path(url: str, configured: str) -> Path:
     """Return the directory of the spool for a URL; it must survive a restart of the machine."""
     if configured:
+        check_local(configured)
         return Path(configured)
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "avtd3" / "spool" / local_name(url)
@@ -516,6 +532,16 @@ def fetch_policy(url: str, folder: Path) -> Path:
     return folder / name
 
 
+@contextlib.contextmanager
+def local_policy(named: Path | str) -> Iterator[Path]:
+    """Yield a policy's path on this machine: that of a URL is copied for the time inside."""
+    if (url := remote_url(named)) is None:
+        yield Path(named)
+        return
+    with tempfile.TemporaryDirectory(prefix="avtd3-policies-") as folder:
+        yield fetch_policy(url, Path(folder))
+
+
 class PolicyPush(Background):
     """A directory of policies here whose policies go to a URL.
 
@@ -523,22 +549,33 @@ class PolicyPush(Background):
         url: URL of the policies.
         path: Directory that the learner publishes into.
         prunes: Whether to delete policies there that are older than all here.
+        run: Id of the run that publishes here; empty to accept policies of any run there.
     """
 
-    def __init__(self, url: str, path: Path, *, prunes: bool = False) -> None:
+    def __init__(self, url: str, path: Path, *, prunes: bool = False, run: str = "") -> None:
         super().__init__(url, path)
         self._prunes, self._done = prunes, set[str]()
+        self._run, self._runs = run, {"", run}
         self._latest: bytes | None = None
 
     def adopt(self) -> None:
         """Bring the newest policy of an earlier run here, so that versions continue after it."""
         check_reachable(self.place)
         if (latest := read_if_any(self.place, LATEST)) is not None:
+            self._runs.add(run_of(latest))
             PolicyPull(self.url, self.path).pull(latest)
+
+    def _check_alone(self) -> None:
+        """Raise if a run has published there that had not when this one started."""
+        latest = read_if_any(self.place, LATEST) if self._run else None
+        if latest is not None and (run := run_of(latest)) not in self._runs:
+            raise InUseError(self.url, f"another learner, run {run}, which published there")
 
     def work(self) -> None:
         """Copy what is new, then let ``LATEST.json`` there name the newest policy."""
         new = [name for name in policies_of(self.local) if name not in self._done]
+        if new:
+            self._check_alone()
         for name in new:
             with contextlib.suppress(FileNotFoundError):  # being published
                 if not copy_policy(self.local, self.place, name)[1]:

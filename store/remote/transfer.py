@@ -561,6 +561,14 @@ def sidecar_of(latest: bytes) -> str:
         return ""
 
 
+def run_of(latest: bytes) -> str:
+    """Return the id of the run of the policy that a ``LATEST.json`` names, or an empty text."""
+    try:
+        return str(json.loads(latest).get("run", ""))
+    except (AttributeError, ValueError):
+        return ""
+
+
 def _version(place: Place) -> tuple[int, bytes]:
     try:
         data = place.read(LATEST)
