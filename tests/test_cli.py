@@ -405,6 +405,7 @@ def test_a_url_is_refused_from_python_also_as_a_path(tmp_path, monkeypatch, url)
             lambda path=path: audit([Path(path)]),
             lambda path=path: ReplayDataset([path]),
             lambda path=path: export_episodes(Path(path), tmp_path / "out", "npz"),
+            lambda path=path: export_episodes(Path("data"), Path(path), "npz"),
             lambda path=path: import_episodes(tmp_path, Path(path), "npz"),
         ]
         if url in OTHER_URLS:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from avtd3.cli import main
-from avtd3.store.remote.client import LocalPlace
+from avtd3.store.remote.client import LocalPlace, open_place
 from avtd3.store.status import Beat
 
 
@@ -51,6 +51,14 @@ def test_a_dead_process_exits_with_1(tmp_path, status, monkeypatch):
 def test_a_place_without_heartbeats_is_well(tmp_path, status):
     code, out, _ = status(tmp_path, "--once")
     assert (code, out) == (0, "no process has written a heartbeat in the last day\n")
+
+
+def test_a_url_is_a_place(bucket, status):
+    made = Beat(role="learner", name="run", id="learner-run", is_ended=True, updates=5, target=9)
+    open_place(f"{bucket}/policies").write(made.key, made.to_bytes())
+    code, out, _ = status(f"{bucket}/policies", "--once")
+    assert code == 0
+    assert "1 learner" in out
 
 
 def test_a_page_is_written(tmp_path, status):

@@ -231,7 +231,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     """Forwards requests, and breaks those that `fault(method, path)` names a fault for.
 
     Faults: ``503``; ``before`` and ``after`` cut the connection before or after the server did the
-    work; ``half`` cuts the answer in half; ``slow`` sends it in pieces. `lag_s` hides objects from
+    work; ``half`` cuts the answer in half; ``slow`` sends it in pieces; ``whole`` ignores a range. `lag_s` hides objects from
     listings that were put less than so many seconds ago.
     """
 
@@ -280,7 +280,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = "before" if proxy.is_cut else proxy.fault(self.command, self.path)
         proxy.requests.append((self.command, self.path))
-        self.close_connection = fault not in ("", "slow")
+        self.close_connection = fault not in ("", "slow", "whole")
         if fault == "before":
             return
         if fault == "503":
@@ -289,7 +289,10 @@ class Forward(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=60.0)
-        upstream.request(*self.translate(body))
+        *request, headers = self.translate(body)
+        if fault == "whole":
+            headers = {k: v for k, v in headers.items() if k.lower() != "range"}
+        upstream.request(*request, headers)
         answer = upstream.getresponse()
         data = proxy.hide_recent(self.path, answer.read())
         upstream.close()

@@ -107,6 +107,19 @@ def test_a_limit_below_the_two_largest_segments_is_an_error_at_the_start(url, tm
     fill(mirror_of(url, tmp_path, max_bytes=sum(sizes[1:])))
 
 
+def test_a_later_segment_that_cannot_fit_is_reported(url, tmp_path):
+    data = make(tmp_path / "data", [(3,)])
+    transfer(data.path, url)
+    (first,) = data.segment_ids()
+    mirror = mirror_of(url, tmp_path, max_bytes=3 * data.open_segment(first).size_bytes)
+    fill(mirror)
+    large = add(data, 9, (4000,))
+    transfer(data.path, url)
+    mirror.work()
+    assert Dataset.open(mirror.path).segment_ids() == [first]
+    assert "raise it, or let the collectors write smaller segments" in mirror.problems[large]
+
+
 def test_a_mirror_of_another_url_and_a_missing_dataset_are_refused(url, tmp_path):
     data = make(tmp_path / "data", [(3,)])
     for place in (url, f"{url}/other"):
