@@ -53,7 +53,7 @@ from avtd3.store.errors import (
 from avtd3.store.events import Event
 from avtd3.store.files import plain_name, remote_url
 from avtd3.store.remote.background import SpoolSize
-from avtd3.store.remote.client import open_place
+from avtd3.store.remote.client import Patience, open_place
 from avtd3.store.remote.commit import Unit
 from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
@@ -149,7 +149,8 @@ class CollectConfig(EnvironmentConfig):
     which the collection waits."""
     record_world: bool = True
     """Whether to store the state of the world in every step, from which `avtd3 store render` draws
-    other pictures later; only the built-in simulator has one. It adds 2 to 3 % of bytes."""
+    other pictures later; only the built-in simulator and CARLA have one. It adds 2 to 3 % of
+    bytes."""
     record_expert: bool = True
     """Whether to store in every step what the expert would have done, and who drove; only in worlds
     with an expert. See docs/teacher.md."""
@@ -226,7 +227,8 @@ class Collector:
         self._spool_size = SpoolSize(job.dataset)
         if config.lead.max_unseen is not None:
             texts = (job.dataset_text or job.dataset, job.policies_text)
-            places = [open_place(text) for text in texts if text is not None]
+            hasty = Patience(seconds=0.0)
+            places = [open_place(text, hasty) for text in texts if text is not None]
             self._learner = LearnerWatch(places, name)
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(config.recovery)
@@ -518,13 +520,19 @@ def collect(
     if steps is None and episodes is None and seconds is None:
         steps = config.steps
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
-    places = CollectPlaces(dataset, policies, spool=config.spool, spool_bytes=config.spool_bytes)
+    places = CollectPlaces(
+        dataset,
+        policies,
+        spool=config.spool,
+        spool_bytes=config.spool_bytes,
+        should_stop=should_stop,
+    )
     with places:
         places.check(is_cluster=scheduler is not None)
         _check_options(config, places.policies, scheduler)
         work = _Collection(config, amount, places, open_world, should_stop, on_progress)
         report = work.run(resume=resume, scheduler=scheduler)
-        unsent = places.finish(should_stop, work.show_waiting)
+        unsent = places.finish(work.show_waiting)
     return dataclasses.replace(report, seconds=time.monotonic() - started_s, unsent=unsent)
 
 
@@ -688,14 +696,16 @@ def _claim_of(job: CollectJob) -> Callable[[bytes], bool] | None:
 
 
 @contextlib.contextmanager
-def _unit_places(job: CollectJob) -> Iterator[CollectPlaces]:
+def _unit_places(job: CollectJob, should_stop: Callable[[], bool]) -> Iterator[CollectPlaces]:
     """Yield the places of a unit of work, or of the dataset; URLs get directories for the time."""
     plan_digest, unit = digest(job.config.plan_document()), None
     if job.unit is not None:
         unit = Unit(plan=plan_digest, number=job.unit)
     with (
         tempfile.TemporaryDirectory(prefix="avtd3-unit-") as folder,
-        CollectPlaces(job.dataset_text, job.policies_text, spool=folder, unit=unit) as places,
+        CollectPlaces(
+            job.dataset_text, job.policies_text, spool=folder, unit=unit, should_stop=should_stop
+        ) as places,
     ):
         yield places
 
@@ -703,7 +713,7 @@ def _unit_places(job: CollectJob) -> Iterator[CollectPlaces]:
 def _run_unit(job: CollectJob, context: WorkerContext) -> Tally:
     """Collect a unit in a worker of a Dask cluster."""
     with (
-        _unit_places(job) as places,
+        _unit_places(job, context.should_stop) as places,
         context.open_environment(job.config, job.open_world) as environment,
     ):
 
@@ -717,7 +727,7 @@ def _run_unit(job: CollectJob, context: WorkerContext) -> Tally:
         collector = Collector(job, environment, should_stop=should_stop, on_tally=lambda _: None)
         tally = collector.run()
         # After a stop, what cannot be uploaded is collected again by a resume.
-        places.finish(should_stop, context.note)
+        places.finish(context.note)
         if tally.lost:
             raise WorldLost("; ".join(tally.lost))  # the next unit gets a new world
     return tally
@@ -726,7 +736,7 @@ def _run_unit(job: CollectJob, context: WorkerContext) -> Tally:
 def _create_dataset(job: CollectJob, context: WorkerContext) -> None:
     """Create the dataset in a worker of a Dask cluster, whose world knows the spec."""
     with (
-        _unit_places(job) as places,
+        _unit_places(job, context.should_stop) as places,
         context.open_environment(job.config, job.open_world) as environment,
     ):
         _create(places, job.config, environment)

@@ -34,7 +34,9 @@ class CollectPlaces:
         spool: str = "",
         spool_bytes: int | None = None,
         unit: Unit | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._should_stop = should_stop
         self.text = show_path(dataset)
         """The dataset, for messages."""
         self.policies_text = None if policies is None else show_path(policies)
@@ -59,6 +61,8 @@ class CollectPlaces:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.stop()  # all at once, before waiting for each
         self._stack.close()
 
     @property
@@ -80,7 +84,7 @@ class CollectPlaces:
             pulls: Whether to copy policies here.
         """
         if self._spool is not None:
-            self._spool.check_spec()
+            self._spool.check_spec(self._should_stop)
             self._stack.enter_context(self._spool)
         if self._pull is not None and pulls:
             self._stack.enter_context(self._pull)
@@ -103,17 +107,23 @@ class CollectPlaces:
         """Open the dataset that another process has created."""
         if self._spool is None:
             return Dataset.open(self.dataset)
-        return Dataset.create(self.dataset, self._spool.read_spec())
+        return Dataset.create(self.dataset, self._spool.read_spec(self._should_stop))
 
     def claimed(self, plan_digest: str) -> set[int]:
         """Return the claimed units of a plan; publish what workers that died have claimed."""
         here = claimed_units(self.dataset, plan_digest)
-        return here if self._spool is None else here | self._spool.claimed(plan_digest)
+        return (
+            here
+            if self._spool is None
+            else here | self._spool.claimed(plan_digest, self._should_stop)
+        )
 
     def held(self, plan_digest: str) -> dict[int, int]:
         """Return the steps of the episodes of a plan that the dataset holds, by index."""
         here = held_episodes(Dataset.open(self.dataset), plan_digest)
-        return here if self._spool is None else self._spool.held(plan_digest) | here
+        if self._spool is None:
+            return here
+        return self._spool.held(plan_digest, self._should_stop) | here
 
     @property
     def spool_used(self) -> int | None:
@@ -139,7 +149,7 @@ class CollectPlaces:
     def _threads(self) -> list[Background]:
         return [thread for thread in (self._spool, self._pull) if thread is not None]
 
-    def finish(self, should_stop: Callable[[], bool], on_wait: Callable[[str], None]) -> str:
+    def finish(self, on_wait: Callable[[str], None]) -> str:
         """Wait until all segments are uploaded; return which are not, if stopped before."""
         for thread in self._threads:
             thread.check()
@@ -151,7 +161,7 @@ class CollectPlaces:
             left = plural(spool.left, "segment")
             on_wait("; ".join(filter(None, (f"uploading {left} to {spool.url}", reason))))
 
-        if spool.finish(should_stop, show):
+        if spool.finish(self._should_stop, show):
             return ""
         return (
             f"{plural(spool.left, 'segment')} not uploaded to {spool.url}: {spool.waiting}; they "

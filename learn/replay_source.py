@@ -199,8 +199,10 @@ class RunCopies:
                 push = PolicyPush(
                     self._policies_url, self.policies, prunes=self._prunes, run=self._run_id
                 )
-                push.adopt()
+                push.adopt(should_stop)
                 self._threads.append(stack.enter_context(push))
+            for thread in self._threads:
+                stack.callback(thread.stop)  # all at once, before waiting for each
             yield True
             if push is not None and not push.finish(should_stop, _on_push(push, on_wait)):
                 self.unsent = (

@@ -329,11 +329,11 @@ OPEN = (
     ("replay-inspect", "URL"),
     ("replay-inspect", "data", "--against", "URL"),
     ("evaluate", "URL"),
-    ("status", "URL"),
     ("policy", "info", "URL"),
     ("policy", "export", "URL", "policy.pt2", "--to", "torch"),
     ("push", "data", "URL"),
     ("pull", "URL", "data"),
+    ("status", "URL", "--once"),
 )
 """Commands that take URLs of object stores, but no others."""
 PLACES = (
@@ -365,6 +365,7 @@ PLACES = (
     ("config", "show", "--config", "URL"),
     ("config", "check", "URL"),
     ("config", "diff", "default", "URL"),
+    ("status", "data", "--html", "URL"),
 )
 """Where a command takes a path of this machine, also beside a URL."""
 LOCAL_ONLY = {"doctor", "road"}

@@ -113,6 +113,10 @@ class Background(ABC):
     def work(self) -> None:
         """Do what there is to do now."""
 
+    def opening(self, should_stop: Callable[[], bool]) -> RemotePlace:
+        """Return the place for what must be known before the work begins, and not wait for ever."""
+        return self.place.patient(Patience(should_stop=should_stop))
+
     def start(self, *, waits: bool = False) -> Self:
         """Start the thread; first check that the URL can be reached, unless it may wait for it."""
         if not waits:
@@ -128,10 +132,14 @@ class Background(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End the thread after the request in progress."""
+    def stop(self) -> None:
+        """Let the thread end after the request in progress; `close` waits for it."""
         self._stop.set()
         self._wake.set()
+
+    def close(self) -> None:
+        """End the thread after the request in progress."""
+        self.stop()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -344,6 +352,7 @@ class Mirror(Background):
                 f"it has {entry.size_bytes} bytes, learn.mirror_bytes is {self._max_bytes}; raise "
                 "it, or let the collectors write smaller segments"
             )
+            return
         if not self._make_room(entry):
             return
         if (found := copier.manifest(entry.segment)) is not None:
@@ -390,9 +399,9 @@ class Spool(Background):
         """Whether the spool exists."""
         return (self.path / GROUP_FILE).exists()
 
-    def check_spec(self) -> None:
+    def check_spec(self, should_stop: Callable[[], bool]) -> None:
         """Raise `SpecError` if there is a dataset with another spec at the URL."""
-        if (group := read_if_any(self.place, GROUP_FILE)) is not None:
+        if (group := read_if_any(self.opening(should_stop), GROUP_FILE)) is not None:
             there, here = read_spec(group, self.url), Dataset.open(self.path).spec
             if there != here:
                 raise SpecError(
@@ -400,30 +409,24 @@ class Spool(Background):
                     "into another URL, or with the dataset's settings"
                 )
 
-    def read_spec(self) -> EpisodeSpec:
+    def read_spec(self, should_stop: Callable[[], bool]) -> EpisodeSpec:
         """Return the spec of the dataset at the URL, which exists."""
-        return read_spec(self.place.read(GROUP_FILE), self.url)
+        return read_spec(self.opening(should_stop).read(GROUP_FILE), self.url)
 
-    def held(self, plan: str) -> dict[int, int]:
+    def held(self, plan: str, should_stop: Callable[[], bool]) -> dict[int, int]:
         """Return the steps of the episodes of a plan that are at the URL, by index."""
-        entries = [entry for entry in LogReader(self.place).open() if entry.plan == plan]
-        return held_episodes((self._with_episodes(entry) for entry in entries), plan)
+        place = self.opening(should_stop)
+        entries = [entry for entry in LogReader(place).open() if entry.plan == plan]
+        return held_episodes((_with_episodes(place, entry) for entry in entries), plan)
 
-    def _with_episodes(self, entry: LogEntry) -> LogEntry:
-        """Complete the entry of a segment that the log lacks, so that its manifest was found."""
-        if entry.indices:
-            return entry
-        manifest = self.place.read(segment_key(entry.segment, MANIFEST_FILE))
-        about = about_episodes(self.place, read_manifest_bytes(self.place, manifest))
-        return dataclasses.replace(entry, **about)
-
-    def claimed(self, plan: str) -> set[int]:
+    def claimed(self, plan: str, should_stop: Callable[[], bool]) -> set[int]:
         """Return the claimed units of a plan; complete what workers that died have claimed."""
-        if not self.place.folders(f"{CLAIMS}/"):
+        place = self.opening(should_stop)
+        if not place.folders(f"{CLAIMS}/"):
             return set()
-        entries = LogReader(self.place).open()
+        entries = LogReader(place).open()
         published = {e.unit for e in entries if e.plan == plan and e.unit is not None}
-        return complete_units(self.place, plan, published)
+        return complete_units(place, plan, published)
 
     def work(self) -> None:
         """Copy all segments, oldest first, and delete each here."""
@@ -447,6 +450,15 @@ class Spool(Background):
                 if (found := copier.manifest(name)) is not None:
                     copier.copy(*found, unit=self._unit)
                     remove_segments(self.path, [name])
+                    self.waiting = ""  # more may follow for minutes
+
+
+def _with_episodes(place: RemotePlace, entry: LogEntry) -> LogEntry:
+    """Complete the entry of a segment that the log lacks, so that its manifest was found."""
+    if entry.indices:
+        return entry
+    manifest = place.read(segment_key(entry.segment, MANIFEST_FILE))
+    return dataclasses.replace(entry, **about_episodes(place, read_manifest_bytes(place, manifest)))
 
 
 def spool_path(url: str, configured: str) -> Path:
@@ -487,15 +499,16 @@ class PolicyPull(Background):
         """Bring the policy here that ``LATEST.json`` names, if that has changed."""
         with contextlib.suppress(FileNotFoundError):
             if (changed := self.place.read_changed(LATEST, self._etag)) is not None:
-                self.pull(changed[0])
+                _pull_latest(self.place, self.local, changed[0])
                 self._etag = changed[1]
 
-    def pull(self, latest: bytes) -> None:
-        """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
-        _pull_policy(self.place, self.local, sidecar_of(latest))
-        copy_latest(self.place, self.local)
-        for old in policies_of(self.local)[:-_KEPT_POLICIES]:
-            self.local.delete([old.replace(".json", ".safetensors"), old])
+
+def _pull_latest(place: RemotePlace, local: LocalPlace, latest: bytes) -> None:
+    """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
+    _pull_policy(place, local, sidecar_of(latest))
+    copy_latest(place, local)
+    for old in policies_of(local)[:-_KEPT_POLICIES]:
+        local.delete([old.replace(".json", ".safetensors"), old])
 
 
 def _pull_policy(place: RemotePlace, local: LocalPlace, sidecar: str) -> None:
@@ -558,12 +571,13 @@ class PolicyPush(Background):
         self._run, self._runs = run, {"", run}
         self._latest: bytes | None = None
 
-    def adopt(self) -> None:
+    def adopt(self, should_stop: Callable[[], bool]) -> None:
         """Bring the newest policy of an earlier run here, so that versions continue after it."""
         check_reachable(self.place)
-        if (latest := read_if_any(self.place, LATEST)) is not None:
+        place = self.opening(should_stop)
+        if (latest := read_if_any(place, LATEST)) is not None:
             self._runs.add(run_of(latest))
-            PolicyPull(self.url, self.path).pull(latest)
+            _pull_latest(place, self.local, latest)
 
     def _check_alone(self) -> None:
         """Raise if a run has published there that had not when this one started."""

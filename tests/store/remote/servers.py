@@ -30,6 +30,7 @@ from typing import Any
 
 import pytest
 
+LOOPBACK = "127.0.0.1"
 KEYS = ("avtd3-test-key", "avtd3-test-secret")
 """What tests search files and texts for."""
 AZURE = (
@@ -67,24 +68,24 @@ class Server:
         }
 
 
-def free_port():
+def free_port(host=LOOPBACK):
     with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
+        found.bind((host, 0))
         return found.getsockname()[1]
 
 
 @contextlib.contextmanager
-def running(command, port, log, path="/"):
+def running(command, port, log, path="/", host=LOOPBACK):
     """Run a server until the end of the block; wait until it answers."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         deadline_s = time.monotonic() + 120.0
-        while not answers(f"http://127.0.0.1:{port}{path}"):
+        while not answers(f"http://{host}:{port}{path}"):
             assert process.poll() is None, log.read_text(errors="replace")[-2000:]
             assert time.monotonic() < deadline_s, log.read_text(errors="replace")[-2000:]
             time.sleep(0.05)
-        yield Server(f"http://127.0.0.1:{port}")
+        yield Server(f"http://{host}:{port}")
     finally:
         process.kill()  # its data are of no use
         process.wait()
@@ -100,11 +101,11 @@ def answers(url):
     return True
 
 
-def start_moto(folder):
+def start_moto(folder, host=LOOPBACK):
     pytest.importorskip("moto", reason="needs moto")
-    port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1"]
-    return running([*command, "-p", str(port)], port, folder / "moto.log", "/moto-api/")
+    port = free_port(host)
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", host]
+    return running([*command, "-p", str(port)], port, folder / "moto.log", "/moto-api/", host)
 
 
 def start_rclone(folder):
@@ -116,9 +117,9 @@ def start_rclone(folder):
     return running(command, port, folder / "rclone.log")
 
 
-def start_weed(folder):
+def start_weed(folder, host=LOOPBACK):
     program = find_program("weed")
-    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    ports = {name: free_port(host) for name in ("master", "volume", "filer", "s3")}
     (folder / "weed").mkdir()
     rights: dict[str, Any] = {
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
@@ -127,10 +128,10 @@ def start_weed(folder):
     rights["credentials"] = [dict(zip(("accessKey", "secretKey"), KEYS, strict=True))]
     (folder / "s3.json").write_text(json.dumps({"identities": [rights]}))
     command = [program, "server", f"-dir={folder}/weed", "-s3", f"-s3.config={folder}/s3.json"]
-    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
+    command += [f"-ip={host}", f"-ip.bind={host}", "-master.volumeSizeLimitMB=64"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
-    command += [f"-{name}.port.grpc={free_port()}" for name in ports]
-    return running(command, ports["s3"], folder / "weed.log")
+    command += [f"-{name}.port.grpc={free_port(host)}" for name in ports]
+    return running(command, ports["s3"], folder / "weed.log", host=host)
 
 
 @contextlib.contextmanager
@@ -231,8 +232,9 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     """Forwards requests, and breaks those that `fault(method, path)` names a fault for.
 
     Faults: ``503``; ``before`` and ``after`` cut the connection before or after the server did the
-    work; ``half`` cuts the answer in half; ``slow`` sends it in pieces; ``whole`` ignores a range. `lag_s` hides objects from
-    listings that were put less than so many seconds ago.
+    work; ``half`` cuts the answer in half; ``slow`` sends it in pieces, ``late`` after `late_s`;
+    ``whole`` ignores a range. `lag_s` hides objects from listings that were put less than so many
+    seconds ago.
     """
 
     daemon_threads = True
@@ -241,7 +243,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     def __init__(self, server, handler=None):
         self.upstream = server.endpoint.removeprefix("http://")
         self.fault: Fault = lambda method, path: ""
-        self.lag_s, self.put_at, self.requests, self.is_cut = 0.0, {}, [], False
+        self.lag_s, self.late_s, self.put_at, self.requests, self.is_cut = 0.0, 0.0, {}, [], False
         super().__init__(("127.0.0.1", 0), handler or Forward)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -269,7 +271,9 @@ class Forward(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def translate(self, body):
+    def translate(self, body, fault):
+        if fault == "whole":
+            del self.headers["Range"]
         return self.command, self.path, body, dict(self.headers)
 
     def more_headers(self, answer, data):
@@ -280,7 +284,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = "before" if proxy.is_cut else proxy.fault(self.command, self.path)
         proxy.requests.append((self.command, self.path))
-        self.close_connection = fault not in ("", "slow", "whole")
+        self.close_connection = fault not in ("", "slow", "late", "whole")
         if fault == "before":
             return
         if fault == "503":
@@ -289,10 +293,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=60.0)
-        *request, headers = self.translate(body)
-        if fault == "whole":
-            headers = {k: v for k, v in headers.items() if k.lower() != "range"}
-        upstream.request(*request, headers)
+        upstream.request(*self.translate(body, fault))
         answer = upstream.getresponse()
         data = proxy.hide_recent(self.path, answer.read())
         upstream.close()
@@ -301,6 +302,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
             proxy.put_at[key] = time.monotonic()
         if fault == "after":
             return
+        time.sleep(proxy.late_s if fault == "late" else 0.0)
         self.send_response(answer.status)
         for name, value in (*answer.getheaders(), *self.more_headers(answer, data)):
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
@@ -319,7 +321,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
 class ForwardToGcs(Forward):
     """Sends uploads to the JSON API: fake-gcs-server lacks those of the XML API."""
 
-    def translate(self, body):
+    def translate(self, body, fault):
         headers = {k: v for k, v in self.headers.items() if k.lower() != "host"}
         if self.command != "PUT":
             return self.command, self.path, body, headers
@@ -340,3 +342,18 @@ class ForwardToGcs(Forward):
             return ()
         about = json.loads(data)
         return ("ETag", about["etag"]), ("x-goog-generation", about["generation"])
+
+
+def main(engine, folder, host, bucket):
+    """Serve a new bucket in this process's network until the end of standard input."""
+    start = {"moto": start_moto, "weed": start_weed}[engine]
+    with start(Path(folder), host) as server:
+        put_bucket(server, bucket)
+        pairs = (f"{name}={value}" for name, value in server.environment.items())
+        sys.stdout.write(" ".join(pairs) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

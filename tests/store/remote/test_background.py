@@ -1,12 +1,13 @@
 """Mirrors, spools and policies that follow: nothing is lost, whatever happens to the link."""
 
+import functools
 import json
 import time
 
 import pytest
 
-from avtd3.store import ConfigError, Dataset, DatasetError, InUseError
-from avtd3.store.remote import background
+from avtd3.store import ConfigError, Dataset, DatasetError, InUseError, UnreachableError
+from avtd3.store.remote import background, client
 from avtd3.store.remote.background import Mirror, PolicyPull, PolicyPush, Spool, SpoolSize
 from avtd3.store.remote.client import open_place
 from avtd3.store.remote.commit import Unit
@@ -179,11 +180,13 @@ def test_two_spools_publish_a_unit_once_and_a_resume_sees_its_episodes(url, tmp_
             assert spool.finish(lambda: False, lambda _: None)
         assert spool.left == 0
         assert len(sealed(open_place(url))) == 1
-        assert spool.claimed(unit.plan) == {4}
-        assert spool.held(unit.plan) == {-1: 2}, "by index, which these episodes have in common"
+        assert spool.claimed(unit.plan, lambda: False) == {4}
+        assert spool.held(unit.plan, lambda: False) == {-1: 2}, (
+            "by index, which these episodes have in common"
+        )
     # also if the writer died before it added the entry of the log
     open_place(url).delete(open_place(url).sizes("log/"))
-    assert spool.held(unit.plan) == {-1: 2}
+    assert spool.held(unit.plan, lambda: False) == {-1: 2}
 
 
 @pytest.mark.slow
@@ -203,6 +206,37 @@ def test_a_spool_that_is_cut_in_the_middle_is_uploaded_by_the_next_process(proxy
     assert content(tmp_path / "back") == content(tmp_path / "kept")
 
 
+def test_a_spool_waits_no_longer_once_it_uploads_again(proxy, bucket, tmp_path):
+    data = make(tmp_path / "data", [(3,), (3,)])
+    second, waits = data.segment_ids()[1], list[str]()
+    count = iter(range(10**9))
+
+    def fault(method, path):
+        if second in path:
+            waits.append(spool.waiting)
+        return "503" if next(count) in (20, 21) else ""
+
+    with Spool(bucket, data.path) as spool:
+        proxy.fault = fault
+        assert spool.finish(lambda: False, lambda _: None)
+    assert set(waits) == {""}
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_what_must_be_known_at_first_is_not_waited_for_without_end(
+    proxy, bucket, tmp_path, monkeypatch, is_stopped
+):
+    """The link may be cut between the first look at the URL and the next request."""
+    monkeypatch.setattr(client, "PATIENCE_S", 1e9 if is_stopped else 0.05)
+    transfer(make(tmp_path / "data", [(3,)]).path, bucket)
+    spool, push = Spool(bucket, tmp_path / "data"), PolicyPush(bucket, tmp_path / "policies")
+    monkeypatch.setattr(background, "check_reachable", lambda place: None)
+    proxy.is_cut = True
+    for ask in (spool.check_spec, functools.partial(spool.held, "plan"), push.adopt):
+        with pytest.raises(UnreachableError):
+            ask(lambda: is_stopped)
+
+
 def test_policies_follow_and_continue_after_those_of_an_earlier_run(url, tmp_path):
     learner, later, collector = (tmp_path / name for name in ("learner", "later", "collector"))
     policy(learner, 0)
@@ -217,7 +251,7 @@ def test_policies_follow_and_continue_after_those_of_an_earlier_run(url, tmp_pat
     assert json.loads((collector / "LATEST.json").read_bytes())["version"] == 6
     push = PolicyPush(url, later)
     later.mkdir()
-    push.adopt()
+    push.adopt(lambda: False)
     assert names(later) == ["LATEST.json", "policy-00000006.json", "policy-00000006.safetensors"]
 
 
