@@ -817,12 +817,14 @@ def _open_dataset(
 
 def _with_whole_paths(job: CollectJob) -> CollectJob:
     """Return a job for a process that has another working directory, and other directories."""
-    dataset, policies = map(_whole_text, (job.dataset_text, job.policies_text))
-    return dataclasses.replace(job, dataset_text=dataset, policies_text=policies, spool_bytes=None)
+    policies = None if job.policies_text is None else _whole_text(job.policies_text)
+    return dataclasses.replace(
+        job, dataset_text=_whole_text(job.dataset_text), policies_text=policies, spool_bytes=None
+    )
 
 
-def _whole_text(path: str | None) -> str | None:
-    return path if path is None or remote_url(path) else str(Path(path).absolute())
+def _whole_text(path: str) -> str:
+    return path if remote_url(path) else str(Path(path).absolute())
 
 
 def _create(places: CollectPlaces, config: CollectConfig, environment: Environment) -> Dataset:

@@ -568,7 +568,7 @@ class PolicyPush(Background):
     def __init__(self, url: str, path: Path, *, prunes: bool = False, run: str = "") -> None:
         super().__init__(url, path)
         self._prunes, self._done = prunes, set[str]()
-        self._run, self._runs = run, {"", run}
+        self._run_id, self._runs = run, {"", run}
         self._latest: bytes | None = None
 
     def adopt(self, should_stop: Callable[[], bool]) -> None:
@@ -581,7 +581,7 @@ class PolicyPush(Background):
 
     def _check_alone(self) -> None:
         """Raise if a run has published there that had not when this one started."""
-        latest = read_if_any(self.place, LATEST) if self._run else None
+        latest = read_if_any(self.place, LATEST) if self._run_id else None
         if latest is not None and (run := run_of(latest)) not in self._runs:
             raise InUseError(self.url, f"another learner, run {run}, which published there")
 

@@ -23,7 +23,7 @@ from avtd3.store import staging
 from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, MissingPackageError
-from avtd3.store.remote.client import open_place
+from avtd3.store.remote.client import RemotePlace, open_place
 from avtd3.store.remote.log import LogReader
 from avtd3.store.remote.transfer import transfer
 from avtd3.store.spec import EpisodeSpec
@@ -264,7 +264,7 @@ def test_workers_that_are_killed_lose_and_double_no_unit_at_a_url(tmp_path, clou
     assert (report.missing, report.unsent, report.tally.episodes) == ("", "", count)
     assert pulled(url, tmp_path) == once(count)
     assert len(open_place(url).sizes("claims/")) == 12
-    entries = LogReader(open_place(url)).open()
+    entries = LogReader(RemotePlace(url)).open()
     assert sorted(index for entry in entries for index in entry.indices) == list(range(count))
     assert not any((tmp_path / "spool" / "segments").iterdir())
 
@@ -352,7 +352,7 @@ def test_policies_at_a_url_drive_on_a_cluster(tmp_path, cloud_cluster, bucket):
         policies=f"{bucket}/policies",
     )  # fmt: skip
     assert report.missing == ""
-    assert LogReader(open_place(f"{bucket}/data")).open()[0].policy_versions == (0, 0)
+    assert LogReader(RemotePlace(f"{bucket}/data")).open()[0].policy_versions == (0, 0)
 
 
 def collect_here(path):

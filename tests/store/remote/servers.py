@@ -52,14 +52,13 @@ class Server:
         if self.scheme == "az":
             name, key = AZURE
             endpoint = f"{self.endpoint}/{name}"
-            values = (endpoint, name, key)
-            names = ("ENDPOINT", "ACCOUNT_NAME", "ACCOUNT_KEY")
-            return {f"AZURE_STORAGE_{n}": value for n, value in zip(names, values, strict=True)}
+            found = {"ENDPOINT": endpoint, "ACCOUNT_NAME": name, "ACCOUNT_KEY": key}
+            return {f"AZURE_STORAGE_{each}": value for each, value in found.items()}
         if self.scheme == "gs":
             about = {"gcs_base_url": self.endpoint, "disable_oauth": True, "private_key_id": ""}
             about |= {"client_email": "", "private_key": ""}
-            values = (self.endpoint, json.dumps(about))
-            return dict(zip(("GOOGLE_BASE_URL", "GOOGLE_SERVICE_ACCOUNT_KEY"), values, strict=True))
+            key = json.dumps(about)
+            return {"GOOGLE_BASE_URL": self.endpoint, "GOOGLE_SERVICE_ACCOUNT_KEY": key}
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": KEYS[0],

@@ -1,6 +1,7 @@
 """The same promises at `az://` URLs, with Azurite, and at `gs://` URLs, with fake-gcs-server."""
 
 import os
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from avtd3.learn.trainer import train
 from avtd3.store import ConfigError, Dataset, ReplayConfig, UnreachableError
 from avtd3.store.remote import background
 from avtd3.store.remote.background import Mirror, PolicyPull
-from avtd3.store.remote.client import Patience, RemotePlace, open_place
+from avtd3.store.remote.client import Patience, RemotePlace
 from avtd3.store.remote.log import LogReader, add_entry
 from avtd3.store.remote.transfer import transfer
 from avtd3.store.writer import WriterConfig
@@ -60,15 +61,15 @@ def joined(data):
 
 
 def test_files_claims_and_the_log_behave_as_on_other_stores(url, monkeypatch, tmp_path):
-    test_client.test_files_are_written_read_listed_and_deleted(open_place(f"{url}/files"))
-    place = open_place(url)
+    test_client.test_files_are_written_read_listed_and_deleted(RemotePlace(f"{url}/files"))
+    place = RemotePlace(url)
     assert place.honours_conditions
     test_commit.test_the_first_claim_wins_and_all_learn_who_won(place)
-    test_commit.test_one_of_many_concurrent_claims_wins(open_place(f"{url}/race"))
+    test_commit.test_one_of_many_concurrent_claims_wins(RemotePlace(f"{url}/race"))
     test_commit.test_the_winner_that_died_after_its_claim_is_rolled_forward(
         f"{url}/commit", tmp_path, "loser"
     )
-    log = open_place(f"{url}/log-of-it")
+    log = RemotePlace(f"{url}/log-of-it")
     for number in range(5):
         add_entry(log, test_log.entry(f"s{number}", 1000.0 + number))
     assert len(LogReader(log).open()) == 5
@@ -81,7 +82,7 @@ def test_a_listing_after_a_key_is_cheap_on_google_only(server, url, monkeypatch)
     with servers.FaultProxy(server) as proxy:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value.replace(server.endpoint, proxy.endpoint))
-        open_place(url).sizes("log/", after="log/2")
+        RemotePlace(url).sizes("log/", after="log/2")
         (listing,) = [path for _, path in proxy.requests if "prefix" in path]
     assert ("start-after" in listing) == (server.scheme == "gs")
 
@@ -91,16 +92,16 @@ def test_a_missing_bucket_and_a_cut_link_are_errors_that_say_so(server, monkeypa
     for use in (lambda place: place.read("a"), lambda place: place.write("a", b"x")):
         if server.scheme == "az":
             with pytest.raises(ConfigError, match=r"no bucket 'not-there'.*AZURE_STORAGE_ENDPOINT"):
-                use(open_place(missing, Patience(seconds=0.0)))
+                use(RemotePlace(missing, Patience(seconds=0.0)))
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value.replace(server.endpoint, "http://127.0.0.1:1"))
     with pytest.raises(UnreachableError, match="cannot be reached now"):
-        open_place(missing, Patience(seconds=0.0)).read("a")
+        RemotePlace(missing, Patience(seconds=0.0)).read("a")
     key = os.environ.get("AZURE_STORAGE_ENDPOINT", os.environ.get("GOOGLE_BASE_URL", ""))
     name = "AZURE_STORAGE_ENDPOINT" if server.scheme == "az" else "GOOGLE_BASE_URL"
     monkeypatch.setenv(name, key.replace("//", "//me:hunter2@"))
     with pytest.raises(ConfigError, match=f"{name}. contains a user name") as caught:
-        open_place(missing)
+        RemotePlace(missing)
     assert "hunter2" not in str(caught.value)
 
 
@@ -128,7 +129,7 @@ def test_policies_are_polled_by_their_etag(url, tmp_path):
         transfer(tmp_path / "policies", url)
         assert pull.finish(lambda: False, lambda _: None)
         assert (tmp_path / "here" / "policy-00000001.json").exists()
-    place = open_place(url)
+    place: Any = RemotePlace(url)
     _, etag = place.read_changed("LATEST.json", None)
     if url.startswith("az"):  # fake-gcs-server ignores the ETag of a request
         assert place.read_changed("LATEST.json", etag) is None
@@ -141,9 +142,9 @@ def test_collecting_and_learning_equal_the_same_with_directories(server, url, tm
     )  # fmt: skip
     report = collect(f"{url}/d", config, episodes=4)
     assert (report.tally.episodes, report.unsent) == (4, "")
-    assert len(sealed(open_place(f"{url}/d"))) >= 2
+    assert len(sealed(RemotePlace(f"{url}/d"))) >= 2
     report = collect(f"{url}/d", config, episodes=5, resume=True)
-    assert (report.tally.episodes, len(LogReader(open_place(f"{url}/d")).open()) >= 3) == (1, True)
+    assert (report.tally.episodes, len(LogReader(RemotePlace(f"{url}/d")).open()) >= 3) == (1, True)
     learn = LearnConfig(
         updates=4, publish_every=2, checkpoint_every=4, learning_starts=10,
         network=NetworkConfig(hidden=(8,), features=8), replay=ReplayConfig(batch_size=4),
