@@ -64,12 +64,21 @@ class Lifetime:
     Pages of mapped files, such as those of a replay cache, are not its own.
     """
 
+    changed_s: float = 0.0
+    """Seconds since its start at which one of its workers was killed last."""
+
+    @property
+    def half(self) -> list[tuple[float, float, int]]:
+        """The second half of the samples since a worker was killed."""
+        since = [sample for sample in self.samples if sample[0] > self.changed_s]
+        return since[len(since) // 2 :]
+
     def growth(self) -> tuple[float, float, float, float]:
         """Return the MB and the open files that it gained over its second half, then per hour.
 
         They are the rise of the least-squares line through the samples of that half.
         """
-        half = self.samples[len(self.samples) // 2 :]
+        half = self.half
         seconds = [sample[0] for sample in half]
         span_s = seconds[-1] - seconds[0]
         slopes = [
@@ -81,15 +90,15 @@ class Lifetime:
     @property
     def is_long_enough(self) -> bool:
         """Whether it ran for so long that it must not have grown."""
-        return len(self.samples) >= 20 and self.samples[-1][0] >= 2.0 * CHECKED_S
+        half = self.half
+        return len(half) >= 20 and half[-1][0] - half[0][0] >= CHECKED_S
 
     def check_growth(self) -> str:
         """Return how much it grew, if that is too much."""
         if not self.is_long_enough:
             return ""
         memory_mb, files = self.growth()[:2]
-        half = self.samples[len(self.samples) // 2 :]
-        most_mb = max(MEMORY_MB, MEMORY_SHARE * statistics.median(mb for _, mb, _ in half))
+        most_mb = max(MEMORY_MB, MEMORY_SHARE * statistics.median(mb for _, mb, _ in self.half))
         if memory_mb > most_mb:
             return f"its memory grew by {memory_mb:.1f} MB in its second half, over {most_mb:.1f}"
         if files > FILES:
@@ -192,6 +201,8 @@ class Role:
             os.kill(victim, signal.SIGKILL)
         if victim != self._group.pid:  # the command must notice, and end by itself
             self._kill_s = self._later()
+            life = self.lifetimes[-1]
+            life.changed_s = time.monotonic() - life.started_s
             self._soak.note(self.name)
             return
         self._group.wait()
@@ -276,8 +287,8 @@ class Role:
 
     @property
     def longest(self) -> Lifetime | None:
-        """The lifetime with most samples."""
-        return max(self.lifetimes, key=lambda life: len(life.samples), default=None)
+        """The lifetime that was measured for longest without a kill of a worker."""
+        return max(self.lifetimes, key=lambda life: len(life.half), default=None)
 
     def tail(self) -> str:
         """Return the last line that the command printed."""

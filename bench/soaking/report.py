@@ -86,10 +86,11 @@ def _growth(role: Role) -> list[object]:
         return []
     samples = longest.samples
     points = [samples[min(len(samples) * n // 5, len(samples)) - 1] for n in range(1, 6)]
-    memory_mb, files = longest.growth()[2:]
     return [
         role.name,
         f"{samples[-1][0]:.0f}",
         *(f"{mb:.0f} MB, {fd}" for _, mb, fd in points),
-        f"{memory_mb:+.0f} MB, {files:+.1f}" if longest.is_long_enough else "too short",
+        "{2:+.0f} MB, {3:+.1f}".format(*longest.growth())
+        if longest.is_long_enough
+        else "too short",
     ]

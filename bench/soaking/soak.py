@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -360,6 +361,8 @@ class Soak(ABC):
             self.problem(f"{len(left)} files were left behind: {names}")
         for log in sorted((self.work / "logs").iterdir()):
             text = log.read_bytes()
-            if b"Traceback" in text:
-                at = text.index(b"Traceback")
+            # One of multiprocessing's own processes may have been killed.
+            for at in (
+                m.start() for m in re.finditer(rb"Traceback(?!.*\n.*resource_tracker)", text)
+            ):
                 self.problem(f"{log.name}: {text[at : at + 3000].decode('utf-8', 'replace')}")
