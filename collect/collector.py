@@ -148,7 +148,8 @@ class CollectConfig(EnvironmentConfig):
     which the collection waits."""
     record_world: bool = True
     """Whether to store the state of the world in every step, from which `avtd3 store render` draws
-    other pictures later; only the built-in simulator has one. It adds 2 to 3 % of bytes."""
+    other pictures later; only the built-in simulator and CARLA have one. It adds 2 to 3 % of
+    bytes."""
     record_expert: bool = True
     """Whether to store in every step what the expert would have done, and who drove; only in worlds
     with an expert. See docs/teacher.md."""

@@ -444,7 +444,8 @@ class Policy:
             lack = spec.lacks(header.spec)
             raise SpecError(
                 f"policy {path} was trained for another spec ({lack}); use a policy that was "
-                "trained on data of this spec, or on some of its streams"
+                "trained on data of this spec, or on some of its streams, or give the world what "
+                "the policy sees (named streams: SECTION.road.streams, see docs/streams.md)"
             )
         try:
             tensors = safetensors.torch.load(data)

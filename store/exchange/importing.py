@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError
@@ -165,15 +166,17 @@ def _spec_of(source: Source) -> EpisodeSpec:
     if "spec" in source.document and not (config.image or config.vectors):
         return EpisodeSpec.from_json(source.document["spec"])
     record = _first(source)
-    image = None
-    if record.frames is not None:
-        _, channels, height, width = record.frames.shape
-        stack = config.stack or source.stack or 4
-        image = ImageSpec(channels=channels, height=height, width=width, stack=stack)
+    stack = config.stack or source.stack or 4
+
+    def image_of(frames: NDArray[np.uint8]) -> ImageSpec:
+        _, channels, height, width = frames.shape
+        return ImageSpec(channels=channels, height=height, width=width, stack=stack)
+
     low, high = _bounds(source)
     terms = 0 if record.reward_terms is None else record.reward_terms.shape[1]
     return EpisodeSpec(
-        image=image,
+        image=None if record.frames is None else image_of(record.frames),
+        streams={name: image_of(frames) for name, frames in record.streams.items()},
         vector_names=source.vector_names,
         action_names=tuple(f"action_{n}" for n in range(record.actions.shape[1])),
         action_low=tuple(low),
