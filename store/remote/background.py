@@ -517,14 +517,14 @@ class PolicyPull(Background):
             if (changed := self.place.read_changed(LATEST, self._etag)) is not None:
                 _pull_latest(self.place, self.local, changed[0])
                 self._etag = changed[1]
+                for old in policies_of(self.local)[:-_KEPT_POLICIES]:
+                    self.local.delete([old.replace(".json", ".safetensors"), old])
 
 
 def _pull_latest(place: RemotePlace, local: LocalPlace, latest: bytes) -> None:
     """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
     _pull_policy(place, local, sidecar_of(latest))
     copy_latest(place, local)
-    for old in policies_of(local)[:-_KEPT_POLICIES]:
-        local.delete([old.replace(".json", ".safetensors"), old])
 
 
 def _pull_policy(place: RemotePlace, local: LocalPlace, sidecar: str) -> None:
