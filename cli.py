@@ -7,6 +7,7 @@ signal N. With ``--json``, standard output contains exactly one JSON document. P
 go to standard error.
 """
 
+import gc
 import os
 import re
 import sys
@@ -152,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         except BaseException as error:  # noqa: BLE001 - the boundary; a panic in Rust is no Exception
             code = _report(error)
+        if argv is None:
+            gc.freeze()  # nothing is left to collect, and the search takes a second with torch
         raise SystemExit(code)
 
 

@@ -586,19 +586,25 @@ class PolicyPush(Background):
             raise InUseError(self.url, f"another learner, run {run}, which published there")
 
     def work(self) -> None:
-        """Copy what is new, then let ``LATEST.json`` there name the newest policy."""
+        """Copy what is new; after a cut link, first what collectors wait for: the newest policy."""
         new = [name for name in policies_of(self.local) if name not in self._done]
         if new:
             self._check_alone()
-        for name in new:
+        for name in reversed(new):
             with contextlib.suppress(FileNotFoundError):  # being published
                 if not copy_policy(self.local, self.place, name)[1]:
                     self._done.add(name)
+            self._send_latest()
+        self._send_latest()
+        if new:
+            self._prune()
+
+    def _send_latest(self) -> None:
+        """Let ``LATEST.json`` there name the newest policy, if that is there."""
         latest = read_if_any(self.local, LATEST)
-        if new or latest != self._latest:
+        if latest is not None and latest != self._latest and sidecar_of(latest) in self._done:
             copy_latest(self.local, self.place)
             self._latest = latest
-            self._prune()
 
     def _prune(self) -> None:
         here = policies_of(self.local)

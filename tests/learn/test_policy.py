@@ -113,6 +113,16 @@ def test_a_published_policy_drives_as_the_actor_did(directory, actor, spec):
     np.testing.assert_array_equal(action, policy.act(frames, vector))
 
 
+def test_loading_imports_no_compiler(directory, actor, spec):
+    directory.publish(actor, spec, CONFIG, updates=1)
+    script = (
+        "import sys; from avtd3.learn.policy import Policy; Policy.load(sys.argv[1]); "
+        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
+    )
+    command = [sys.executable, "-c", script, str(directory.path)]
+    subprocess.run(command, check=True, timeout=300)
+
+
 def test_a_new_version_is_taken_and_the_same_one_kept(directory, actor, spec):
     directory.publish(actor, spec, CONFIG, updates=0)
     first = directory.poll(None, spec)

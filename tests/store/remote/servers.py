@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -345,6 +346,7 @@ class ForwardToGcs(Forward):
 
 def main(engine, folder, host, bucket):
     """Serve a new bucket in this process's network until the end of standard input."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server must not outlive this
     start = {"moto": start_moto, "weed": start_weed}[engine]
     with start(Path(folder), host) as server:
         put_bucket(server, bucket)

@@ -255,6 +255,20 @@ def test_policies_follow_and_continue_after_those_of_an_earlier_run(url, tmp_pat
     assert names(later) == ["LATEST.json", "policy-00000006.json", "policy-00000006.safetensors"]
 
 
+def test_the_newest_policy_is_sent_first_after_a_cut(proxy, bucket, tmp_path):
+    for version in range(4):
+        policy(tmp_path / "learner", version)
+    push = PolicyPush(bucket, tmp_path / "learner")
+    push.work()
+    put = [path.rsplit("/", 1)[-1] for method, path in proxy.requests if method == "PUT"]
+    numbers = [name for name in put if name.endswith((".safetensors", "LATEST.json"))]
+    assert numbers == [
+        "policy-00000003.safetensors",
+        "LATEST.json",
+        *(f"policy-{version:08d}.safetensors" for version in (2, 1, 0)),
+    ]
+
+
 def test_a_second_learner_is_recognised_and_old_policies_are_pruned(url, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for version in range(4):
