@@ -13,6 +13,7 @@ from avtd3.collect.carla.car import Car, Contact, Motion, Pose, Sensors, move_sp
 from avtd3.collect.carla.config import KEPT_WEATHER, SCENARIO_WEATHER, CarlaConfig
 from avtd3.collect.carla.packing import Packed, PackedPictures, pack, pack_pictures
 from avtd3.collect.carla.scene import (
+    AWAY_M,
     Body,
     CarlaScene,
     CarlaViews,
@@ -300,6 +301,7 @@ class Session:
         """Record what there is around the car, and draw the views from above from that."""
         traffic, lights = self._traffic, self._lights.states()
         places = np.array([*traffic.states[: len(traffic.bodies)], pose.place])
+        places = np.nan_to_num(places).clip(-AWAY_M, AWAY_M)
         steps = np.rint(places * POSITION_STEPS_PER_M).astype(np.int64)
         actors = np.zeros((2 * len(steps) - 1 + len(lights), 3), np.int64)
         count = len(steps) - 1

@@ -290,7 +290,9 @@ class RemotePlace:
 
         def entries(store: object, prefix: str) -> dict[str, int]:
             pages = _obstore().list(store, prefix or None, offset=after or None)
-            return {meta["path"]: meta["size"] for page in pages for meta in page}
+            # Azure's listings start at the beginning; the client drops what is before.
+            entries = (meta for page in pages for meta in page)
+            return {m["path"]: m["size"] for m in entries if m["path"] > after}
 
         return dict(sorted(self._call(prefix, entries).items()))
 
@@ -317,7 +319,7 @@ class RemotePlace:
             try:
                 return operation(self._store(silence_s), key)
             except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
+                if any(name in str(error) for name in _NO_BUCKET):
                     raise _no_bucket(self.text) from None
                 raise FileNotFoundError(f"{where} does not exist") from None
             except (_errors().BaseError, _Cut) as error:
@@ -363,8 +365,18 @@ def _no_bucket(url: str) -> ConfigError:
     bucket = urllib.parse.urlsplit(url).netloc
     return ConfigError(
         f"{url}: there is no bucket {abbreviate(bucket)} at this endpoint; create it, or check "
-        "the name and AWS_ENDPOINT_URL"
+        f"the name and {_ENDPOINTS[url.partition(':')[0]][0]}"
     )
+
+
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+"""What answers say about a missing bucket."""
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL",),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+"""Environment variables of the endpoint, by scheme; obstore reads those of gs and az itself."""
 
 
 _CREDENTIALS = (
@@ -379,7 +391,7 @@ _METADATA_HOSTS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal
 def _explain(url: str, where: str, error: Exception) -> ConfigError | UnreachableError:
     """Return the error to raise for one of obstore's; no text of it contains a secret."""
     text, kinds = str(error), _errors()
-    if "NoSuchBucket" in text or "ContainerNotFound" in text:
+    if any(name in text for name in _NO_BUCKET):
         return _no_bucket(url)
     if any(host in text for host in _METADATA_HOSTS):
         return ConfigError(f"{url}: found no credentials; {_CREDENTIALS}")
@@ -447,11 +459,18 @@ def _open_store(url: str, silence_s: float) -> Any:  # noqa: ANN401 - a store of
     if parts.scheme == "memory":
         return _memory.setdefault(url, stores.MemoryStore())
     config = _s3_settings() if parts.scheme == "s3" else {}
+    endpoints = (os.environ.get(name, "") for name in _ENDPOINTS[parts.scheme])
+    endpoint = config.get("endpoint_url") or "".join(endpoints)
+    if "@" in urllib.parse.urlsplit(endpoint).netloc:
+        raise ConfigError(
+            f"the endpoint ({_ENDPOINTS[parts.scheme][0]}) contains a user name or a password, "
+            f"expected only a host and a port; {_CREDENTIALS}"
+        )
     options = {
         "connect_timeout": datetime.timedelta(seconds=CONNECT_S),
         "read_timeout": datetime.timedelta(seconds=silence_s),
         "timeout": datetime.timedelta(hours=1),  # of a whole request, however slow
-        "allow_http": config.get("endpoint_url", "").startswith("http://"),
+        "allow_http": endpoint.startswith("http://"),
     }
     # `RemotePlace` repeats requests itself, so that it can say what it waits for.
     retries = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=1)}
@@ -471,12 +490,6 @@ def _s3_settings() -> dict[str, str]:
     for name, variable in _S3_VARIABLES:
         if value := os.environ.get(variable):
             found[name] = value
-    endpoint = urllib.parse.urlsplit(found.get("endpoint_url", ""))
-    if endpoint.password or endpoint.username:
-        raise ConfigError(
-            "the endpoint of S3 (AWS_ENDPOINT_URL) contains a user name or a password, expected "
-            f"only a host and a port; {_CREDENTIALS}"
-        )
     return found
 
 

@@ -141,5 +141,5 @@ class Paced(Line):
     """Takes time for each step, as a simulator that runs in real time."""
 
     def step(self, action):
-        time.sleep(0.02)
+        time.sleep(0.1)
         return super().step(action)

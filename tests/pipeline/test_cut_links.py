@@ -27,14 +27,14 @@ pytest.importorskip("obstore")
 DATA, POLICIES = "s3://fleet/data", "s3://fleet/policies"
 WORLD = "avtd3.tests.collect.line_world"
 DRIVERS = "0.5:policy,0.5:random"
-SEGMENT_STEPS = 36
+SEGMENT_STEPS = 24
 LEARN = (
     "--set=learn.replay.batch_size=8",
     "--set=learn.network.features=8",
     "--set=learn.network.hidden=[8]",
     "--set=learn.learning_starts=20",
     "--set=learn.updates_per_step=4",
-    "--set=learn.publish_every=30",
+    "--set=learn.publish_every=20",
     "--set=learn.checkpoint_every=60",
     "--set=learn.refresh_seconds=0.2",
 )
@@ -64,7 +64,7 @@ class Fleet:
         return self.start(
             "collector", "collect", DATA, "--driver", driver, "--seed", 3, "--json", *words,
             "--world", f"{WORLD}:Paced", "--set=collect.min_free_mb=0",
-            f"--set=collect.spool={self._folder / 'spool'}", "--set=collect.spool_bytes=1000000",
+            f"--set=collect.spool={self._folder / 'spool'}", "--set=collect.spool_bytes=500000",
             f"--set=collect.writer.segment_steps={SEGMENT_STEPS}",
         )  # fmt: skip
 
@@ -246,7 +246,7 @@ def test_a_fleet_survives_links_that_are_cut_again_and_again(
     rounds = [(names, kind) for names in sides for kind in CUTS]
     rng.shuffle(rounds)
     with fleet_of(hosts, engine, start, tmp_path) as fleet:
-        plan = ("--policies", POLICIES, "--steps", 10**9)
+        plan = ("--policies", POLICIES, "--steps", 10**9, "--set=collect.lead.max_unseen=500")
         fleet.clocks_s["collector"] = skew_s
         collector, learner = fleet.collector(*plan), fleet.learner()
         page = ("--watch", "--interval", 0.5, "--html", tmp_path / "status.html")

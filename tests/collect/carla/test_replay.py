@@ -198,7 +198,9 @@ def test_a_lost_client_is_replaced_and_a_lost_server_reported(source, carla_serv
     assert renderer._child is not None
     os.kill(renderer._child.pid, signal.SIGKILL)
     assert len(list(frames)) == STEPS
+    renderer.close()
     carla_server.kill()
+    renderer = CarlaRenderer(source, config, carla_server.port)
     with pytest.raises(WorldLost, match="no CARLA server at"):
         list(renderer.frames(scene, record))
     renderer.close()

@@ -10,6 +10,7 @@ from avtd3.store import ConfigError, Dataset, DatasetError, InUseError, Unreacha
 from avtd3.store.remote import background, client
 from avtd3.store.remote.background import Mirror, PolicyPull, PolicyPush, Spool, SpoolSize
 from avtd3.store.remote.client import open_place
+from avtd3.store.remote.commit import Unit
 from avtd3.store.remote.transfer import transfer
 from avtd3.tests.store.remote.datasets import add, content, make, sealed
 from avtd3.tests.store.remote.test_transfer import names, policy
@@ -107,6 +108,19 @@ def test_a_limit_below_the_two_largest_segments_is_an_error_at_the_start(url, tm
     fill(mirror_of(url, tmp_path, max_bytes=sum(sizes[1:])))
 
 
+def test_a_later_segment_that_cannot_fit_is_reported(url, tmp_path):
+    data = make(tmp_path / "data", [(3,)])
+    transfer(data.path, url)
+    (first,) = data.segment_ids()
+    mirror = mirror_of(url, tmp_path, max_bytes=3 * data.open_segment(first).size_bytes)
+    fill(mirror)
+    large = add(data, 9, (4000,))
+    transfer(data.path, url)
+    mirror.work()
+    assert Dataset.open(mirror.path).segment_ids() == [first]
+    assert "raise it, or let the collectors write smaller segments" in mirror.problems[large]
+
+
 def test_a_mirror_of_another_url_and_a_missing_dataset_are_refused(url, tmp_path):
     data = make(tmp_path / "data", [(3,)])
     for place in (url, f"{url}/other"):
@@ -155,6 +169,24 @@ def test_a_spool_is_emptied_into_the_url_and_nothing_is_lost_while_it_is_cut(
         assert SpoolSize(data.path).measure() == 0
     transfer(bucket, tmp_path / "back")
     assert content(tmp_path / "back") == content(tmp_path / "kept")
+
+
+def test_two_spools_publish_a_unit_once_and_a_resume_sees_its_episodes(url, tmp_path):
+    unit = Unit(plan="p" * 64, number=4)
+    for number in range(2):
+        data = make(tmp_path / f"data-{number}", [], plan_digest=unit.plan)
+        add(data, number, (3, 2), plan_digest=unit.plan)
+        with Spool(url, data.path, unit=unit) as spool:
+            assert spool.finish(lambda: False, lambda _: None)
+        assert spool.left == 0
+        assert len(sealed(open_place(url))) == 1
+        assert spool.claimed(unit.plan, lambda: False) == {4}
+        assert spool.held(unit.plan, lambda: False) == {-1: 2}, (
+            "by index, which these episodes have in common"
+        )
+    # also if the writer died before it added the entry of the log
+    open_place(url).delete(open_place(url).sizes("log/"))
+    assert spool.held(unit.plan, lambda: False) == {-1: 2}
 
 
 @pytest.mark.slow
@@ -221,6 +253,20 @@ def test_policies_follow_and_continue_after_those_of_an_earlier_run(url, tmp_pat
     later.mkdir()
     push.adopt(lambda: False)
     assert names(later) == ["LATEST.json", "policy-00000006.json", "policy-00000006.safetensors"]
+
+
+def test_the_newest_policy_is_sent_first_after_a_cut(proxy, bucket, tmp_path):
+    for version in range(4):
+        policy(tmp_path / "learner", version)
+    push = PolicyPush(bucket, tmp_path / "learner")
+    push.work()
+    put = [path.rsplit("/", 1)[-1] for method, path in proxy.requests if method == "PUT"]
+    numbers = [name for name in put if name.endswith((".safetensors", "LATEST.json"))]
+    assert numbers == [
+        "policy-00000003.safetensors",
+        "LATEST.json",
+        *(f"policy-{version:08d}.safetensors" for version in (2, 1, 0)),
+    ]
 
 
 def test_a_second_learner_is_recognised_and_old_policies_are_pruned(url, tmp_path):

@@ -43,6 +43,22 @@ def test_large_objects_are_transferred_in_pieces(bucket, monkeypatch):
     assert b"".join(place.chunks("empty")) == b""
 
 
+def test_a_range_that_is_answered_with_the_whole_object_is_asked_for_again(
+    proxy, bucket, monkeypatch
+):
+    monkeypatch.setattr(client, "CHUNK_BYTES", 1000)
+    place, data, asked = open_place(bucket), bytes(range(256)) * 10, []
+    place.write("big", data)
+
+    def ignore_ranges(method, path):
+        asked.append(method)
+        return "whole" if len(asked) < 6 else ""
+
+    proxy.fault = ignore_ranges
+    assert b"".join(place.chunks("big")) == data
+    assert len(asked) > 6
+
+
 def test_an_object_is_read_again_only_if_it_changed(bucket):
     place: Any = open_place(bucket)
     place.write("LATEST.json", b"1")
