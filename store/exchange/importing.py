@@ -25,7 +25,7 @@ from avtd3.store.exchange.record import (
     ImportConfig,
     Source,
 )
-from avtd3.store.files import canonical_json, exists
+from avtd3.store.files import canonical_json, check_local, exists
 from avtd3.store.locks import LOCK_FILE, ExclusiveLock
 from avtd3.store.render.text import join_lines, plural
 from avtd3.store.seal import MAX_PROVENANCE_BYTES
@@ -113,6 +113,7 @@ def import_episodes(
         >>> import_episodes(Path("buffer"), Path("data"), "npz").steps
         4
     """
+    check_local(source, target)
     if layout not in SOURCES:
         raise ConfigError(f"--from is {layout!r}, expected one of: {', '.join(SOURCES)}")
     if not exists(source):
