@@ -76,9 +76,9 @@ class Fleet:
 
     def watch(self, *words):
         """Run a command on the fourth host to its end; return its exit code and its output."""
-        words = [*self.hosts.words("watcher"), *command(*words)]
+        whole = [*self.hosts.words("watcher"), *command(*words)]
         done = subprocess.run(
-            words, capture_output=True, text=True, check=False, env=self._environment
+            whole, capture_output=True, text=True, check=False, env=self._environment
         )
         return done.returncode, done.stdout + done.stderr
 

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -251,7 +252,8 @@ def test_a_collector_waits_only_for_a_learner_with_a_fresh_heartbeat(place, cloc
 def test_a_process_in_a_bucket_that_never_changes_is_late_and_dead(place, clock):
     answers = threading.Event()
     answers.set()
-    observer = Observer([Stuck(place, answers)], clock=clock)
+    bucket: Any = Stuck(place, answers)
+    observer = Observer([bucket], clock=clock)
     write(place, beat_of(sequence=5))
     states = []
     for wait_s in (0.0, LATE_S - 1.0, 2.0, DEAD_S - LATE_S):
@@ -277,7 +279,8 @@ def test_a_collector_continues_while_a_look_at_the_learner_hangs(place, clock, m
     monkeypatch.setattr(status, "_LOOK_S", 0.01)
     answers = threading.Event()
     write(place, learner(1, 0))
-    watch = LearnerWatch([Stuck(place, answers)], "car", clock=clock)
+    bucket: Any = Stuck(place, answers)
+    watch = LearnerWatch([bucket], "car", clock=clock)
     assert [watch.unseen(100) for _ in range(3)] == [0, 0, 0]
     answers.set()
     while watch.unseen(100 + clock.now_s) == 0:
