@@ -95,7 +95,7 @@ def start_rclone(folder):
 def start_weed(folder):
     program = find_program("weed")
     ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
-    (folder / "weed").mkdir()
+    (folder / "weed").mkdir(exist_ok=True)
     rights: dict[str, Any] = {
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         "name": "test",
@@ -157,7 +157,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
 
     Faults: ``503``; ``before`` and ``after`` cut the connection before or after the server did the
     work; ``half`` cuts the answer in half; ``slow`` sends it in pieces. `lag_s` hides objects from
-    listings that were put less than so many seconds ago.
+    listings that were put less than so many seconds ago. `requests` and `size_bytes` count.
     """
 
     daemon_threads = True
@@ -167,6 +167,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
         self.upstream = server.endpoint.removeprefix("http://")
         self.fault: Fault = lambda method, path: ""
         self.lag_s, self.put_at, self.requests, self.is_cut = 0.0, {}, [], False
+        self.size_bytes = 0
         super().__init__(("127.0.0.1", 0), Forward)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -212,6 +213,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
         answer = upstream.getresponse()
         data = proxy.hide_recent(self.path, answer.read())
         upstream.close()
+        proxy.size_bytes += len(body) + len(data)
         if self.command == "PUT":
             key = self.path.partition("?")[0].strip("/").partition("/")[2]
             proxy.put_at[key] = time.monotonic()
