@@ -280,6 +280,7 @@ def measure_collectors(options: argparse.Namespace, folder: Path) -> dict[str, A
     for number in options.collectors:
         url = f"s3://bench/c{number}"
         found[f"{number} collectors"] = run_collectors(url, number, options, endpoint)
+        print(json.dumps(found), file=sys.stderr)
     with CountingProxy(servers.Server(endpoint)) as proxy:
         counted = run_collectors("s3://bench/counted", 1, options, proxy.endpoint)
         requests = proxy.count()

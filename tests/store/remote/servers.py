@@ -104,8 +104,11 @@ def start_weed(folder):
     (folder / "s3.json").write_text(json.dumps({"identities": [rights]}))
     command = [program, "server", f"-dir={folder}/weed", "-s3", f"-s3.config={folder}/s3.json"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64"]
+    command += ["-volume.max=100"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={free_port()}" for name in ports]
+    # Two catalogues that nobody asks for, whose fixed ports allow one instance on a machine.
+    command += [f"-s3.port.{name}=0" for name in ("iceberg", "lance")]
     return running(command, ports["s3"], folder / "weed.log")
 
 
