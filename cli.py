@@ -7,6 +7,7 @@ signal N. With ``--json``, standard output contains exactly one JSON document. P
 go to standard error.
 """
 
+import gc
 import os
 import re
 import sys
@@ -49,8 +50,15 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 """Exit codes of the errors that avtd3 knows; the first line that fits counts."""
 _WITH_URLS = ("--scheduler", "--server-command", "--host", "--set", "--filter", "--map")
 """Options whose values are not paths."""
-_OPEN_URLS = {"push", "pull", "learn", "collect", "evaluate", "replay-inspect"}
+_OPEN_URLS = {
+    *("push", "pull", "learn", "collect", "evaluate", "replay-inspect", "status", "policy"),
+}
 """Commands that say themselves which of their paths may be URLs."""
+_LOCAL_OPTIONS = {
+    *("--run", "--html", "--gif", "--mp4", "--sheet", "--config", "--scenario-file"),
+    *("--data", "--evaluation"),
+}
+"""Options of these commands whose values are paths of this machine."""
 
 
 def make_app() -> "typer.Typer":
@@ -145,6 +153,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         except BaseException as error:  # noqa: BLE001 - the boundary; a panic in Rust is no Exception
             code = _report(error)
+        if argv is None:
+            gc.freeze()  # nothing is left to collect, and the search takes a second with torch
         raise SystemExit(code)
 
 
@@ -181,12 +191,11 @@ def _refuse_urls(arguments: Sequence[str]) -> None:
     """Raise `ConfigError` for a URL where a command takes a path."""
     from avtd3.store.files import check_local
 
-    if _OPEN_URLS & set(arguments[:1]):
-        return
+    is_open = bool(_OPEN_URLS & set(arguments[:1]))
     options = ("", *arguments)
     for option, argument in zip(options, arguments, strict=False):
         name, _, value = argument.partition("=") if argument.startswith("--") else (option, "", "")
-        if name not in _WITH_URLS:
+        if name in _LOCAL_OPTIONS if is_open else name not in _WITH_URLS:
             check_local(value or argument)
 
 

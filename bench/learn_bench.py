@@ -7,8 +7,10 @@ The rivals take turns, and the table shows medians over the repeats: of CPU time
 wall-clock time with more. *loop* is everything that ``avtd3 learn`` does: it samples from the
 replay cache, updates, reads the metrics back and logs them, here after every second update on the
 CPU instead of every hundredth. *floor* is the floating-point work of an update at the speed of a
-matrix product of 2048 x 2048, measured in the same turns. All rivals use Nature CNNs on four frames
-of 84x84; avtd3 and plain PyTorch also read a vector of 23 numbers.
+matrix product of 2048 x 2048, measured in the same turns. *kernels* are the convolutions and matrix
+products of an update alone, as torch calls them: forward and both gradients, in the same shapes and
+memory format. All rivals use Nature CNNs on four frames of 84x84; avtd3 and plain PyTorch also read
+a vector of 23 numbers.
 
 With ``--device cuda`` the rivals are SB3 on that GPU and the loop of avtd3: plain, with recorded
 updates (*graphs*, `learn.cuda_graphs`), and also with the replay's frames on the GPU (*frames*,
@@ -16,6 +18,7 @@ updates (*graphs*, `learn.cuda_graphs`), and also with the replay's frames on th
 """
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -29,6 +32,7 @@ from pathlib import Path
 import torch
 from learn_rivals import Plain, stable_baselines3
 from replay_frames import open_frames
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from avtd3.learn.batch import Batch, to_batch
@@ -45,13 +49,19 @@ CPU = torch.device("cpu")
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FRAMES = 2_000
 SIDE = 2048
+KERNELS = {"convolution", "convolution_backward", "addmm", "mm"}
 UPDATES = {"cpu": 2, "cuda": 100}
 """Updates per turn: a whole policy delay on the CPU, and as many as between two logs on a GPU."""
 SB3 = "stable-baselines3 TD3 CnnPolicy"
 ON_GPU = "bf16 graphs frames"
 OURS = tuple(f"avtd3 {what} {name}" for name in TYPES for what in ("update", "loop"))
 RIVALS = {
-    "cpu": (SB3, "plain PyTorch", *OURS, *(f"floor {name}" for name in TYPES)),
+    "cpu": (
+        SB3,
+        "plain PyTorch",
+        *OURS,
+        *(f"{what} {name}" for name in TYPES for what in ("kernels", "floor")),
+    ),
     "cuda": (
         SB3,
         *(f"avtd3 loop {name}" for name in ("fp32", "bf16", "bf16 graphs", ON_GPU)),
@@ -142,6 +152,8 @@ def rival(
     words = name.split()
     if words[0] == "floor":
         return floor(dataset, sampler, TYPES[words[1]])
+    if words[0] == "kernels":
+        return kernels(dataset, sampler, TYPES[words[1]])
     keep_freed_memory()
     precision = words[2]
     if words[1] == "loop":
@@ -180,6 +192,43 @@ def floor(dataset: Dataset, sampler: Sampler, dtype: torch.dtype) -> Turn:
         for _ in range(int(owed)):
             torch.mm(left, right, out=result)
         owed -= int(owed)
+
+    return turn
+
+
+class Record(TorchDispatchMode):
+    """Keep the convolutions and matrix products that run within a ``with`` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Turn] = []
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if func.overloadpacket.__name__ in KERNELS:
+            self.calls.append(lambda: func(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def kernels(dataset: Dataset, sampler: Sampler, dtype: torch.dtype) -> Turn:
+    """Return a function that repeats the large kernels of an update on the same tensors."""
+    state, batch = fresh(dataset), to_batch(sampler.sample(), CPU, dtype)
+    found: list[list[Turn]] = []
+    for _ in range(UPDATES["cpu"]):
+        with Record() as record:
+            step(state, batch, dtype)
+        found.append(record.calls)
+    turns = itertools.cycle(found)
+
+    @torch.no_grad()
+    def turn() -> None:
+        for call in next(turns):
+            call()
 
     return turn
 

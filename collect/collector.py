@@ -6,13 +6,14 @@ import functools
 import platform
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from avtd3.collect.checks import check_number, check_positive
-from avtd3.collect.cluster import Cluster, OpenEnvironment, open_cluster
+from avtd3.collect.cluster import Cluster, Stop, WorkerContext, open_cluster
 from avtd3.collect.drivers import LabelledDriver
 from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, Environment
 from avtd3.collect.mixture import DriverPool, DriverSpec, Mixture
@@ -24,12 +25,11 @@ from avtd3.collect.plan import (
     Share,
     StoredPlan,
     claim_segment,
-    claimed_units,
     digest,
     episode_generator,
     lock_plan,
     lock_share,
-    stop_file,
+    stop_key,
     stored_plan,
     training_seed,
     units_of,
@@ -51,9 +51,10 @@ from avtd3.store.errors import (
     check_integers,
 )
 from avtd3.store.events import Event
-from avtd3.store.files import plain_name
+from avtd3.store.files import plain_name, remote_url
 from avtd3.store.remote.background import SpoolSize
-from avtd3.store.remote.client import open_place
+from avtd3.store.remote.client import Patience, open_place
+from avtd3.store.remote.commit import Unit
 from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.step_labels import StepLabels
@@ -148,7 +149,8 @@ class CollectConfig(EnvironmentConfig):
     which the collection waits."""
     record_world: bool = True
     """Whether to store the state of the world in every step, from which `avtd3 store render` draws
-    other pictures later; only the built-in simulator has one. It adds 2 to 3 % of bytes."""
+    other pictures later; only the built-in simulator and CARLA have one. It adds 2 to 3 % of
+    bytes."""
     record_expert: bool = True
     """Whether to store in every step what the expert would have done, and who drove; only in worlds
     with an expert. See docs/teacher.md."""
@@ -225,7 +227,8 @@ class Collector:
         self._spool_size = SpoolSize(job.dataset)
         if config.lead.max_unseen is not None:
             texts = (job.dataset_text or job.dataset, job.policies_text)
-            places = [open_place(text) for text in texts if text is not None]
+            hasty = Patience(seconds=0.0)
+            places = [open_place(text, hasty) for text in texts if text is not None]
             self._learner = LearnerWatch(places, name)
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(config.recovery)
@@ -517,13 +520,19 @@ def collect(
     if steps is None and episodes is None and seconds is None:
         steps = config.steps
     amount = Amount(steps=steps, episodes=episodes, seconds=seconds)
-    places = CollectPlaces(dataset, policies, spool=config.spool, spool_bytes=config.spool_bytes)
+    places = CollectPlaces(
+        dataset,
+        policies,
+        spool=config.spool,
+        spool_bytes=config.spool_bytes,
+        should_stop=should_stop,
+    )
     with places:
         places.check(is_cluster=scheduler is not None)
         _check_options(config, places.policies, scheduler)
         work = _Collection(config, amount, places, open_world, should_stop, on_progress)
         report = work.run(resume=resume, scheduler=scheduler)
-        unsent = places.finish(should_stop, work.show_waiting)
+        unsent = places.finish(work.show_waiting)
     return dataclasses.replace(report, seconds=time.monotonic() - started_s, unsent=unsent)
 
 
@@ -553,11 +562,11 @@ class _Collection:
             cluster = stack.enter_context(open_cluster(scheduler)) if scheduler else None
             workers = config.worker_count if cluster is None else 1
             job = self._job(workers)
-            opened = _open_dataset(job, cluster, should_stop=self._is_over, show=self._show)
-            places.start()
+            opened = _open_dataset(job, places, cluster, should_stop=self._is_over, show=self._show)
+            places.start(pulls=cluster is None)
             stack.enter_context(lock_plan(opened, self._digest))
             # First: this may publish segments.
-            claimed = claimed_units(opened.path, self._digest)
+            claimed = places.claimed(self._digest)
             self._held = held = places.held(self._digest)
             held_steps = sum(held.values())
             if held and not resume:
@@ -677,30 +686,60 @@ def run_job(
 
 
 def _claim_of(job: CollectJob) -> Callable[[bytes], bool] | None:
+    """Return how the writer claims a unit; None if there is none."""
     if job.unit is None:
         return None
+    if remote_url(job.dataset_text) is not None:
+        return lambda manifest: True  # the upload claims it
     plan_digest = digest(job.config.plan_document())
     return functools.partial(claim_segment, job.dataset, plan_digest, job.unit)
 
 
-def _run_unit(
-    job: CollectJob, open_environment: OpenEnvironment, should_stop: Callable[[], bool]
-) -> Tally:
+@contextlib.contextmanager
+def _unit_places(job: CollectJob, should_stop: Callable[[], bool]) -> Iterator[CollectPlaces]:
+    """Yield the places of a unit of work, or of the dataset; URLs get directories for the time."""
+    plan_digest, unit = digest(job.config.plan_document()), None
+    if job.unit is not None:
+        unit = Unit(plan=plan_digest, number=job.unit)
+    with (
+        tempfile.TemporaryDirectory(prefix="avtd3-unit-") as folder,
+        CollectPlaces(
+            job.dataset_text, job.policies_text, spool=folder, unit=unit, should_stop=should_stop
+        ) as places,
+    ):
+        yield places
+
+
+def _run_unit(job: CollectJob, context: WorkerContext) -> Tally:
     """Collect a unit in a worker of a Dask cluster."""
-    with open_environment(job.config, job.open_world) as environment:
+    with (
+        _unit_places(job, context.should_stop) as places,
+        context.open_environment(job.config, job.open_world) as environment,
+    ):
+
+        def should_stop() -> bool:
+            return places.has_failed or context.should_stop()
+
+        if places.is_remote:
+            Dataset.create(places.dataset, environment.spec)
+        places.start_unit()
+        job = dataclasses.replace(job, dataset=places.dataset, policies=places.policies)
         collector = Collector(job, environment, should_stop=should_stop, on_tally=lambda _: None)
         tally = collector.run()
+        # After a stop, what cannot be uploaded is collected again by a resume.
+        places.finish(context.note)
         if tally.lost:
             raise WorldLost("; ".join(tally.lost))  # the next unit gets a new world
     return tally
 
 
-def _create_dataset(
-    job: CollectJob, open_environment: OpenEnvironment, should_stop: Callable[[], bool]
-) -> None:
+def _create_dataset(job: CollectJob, context: WorkerContext) -> None:
     """Create the dataset in a worker of a Dask cluster, whose world knows the spec."""
-    with open_environment(job.config, job.open_world) as environment:
-        _create(job.dataset, job.config, job.policies, environment)
+    with (
+        _unit_places(job, context.should_stop) as places,
+        context.open_environment(job.config, job.open_world) as environment,
+    ):
+        _create(places, job.config, environment)
 
 
 def _collect_units(
@@ -714,8 +753,8 @@ def _collect_units(
     """Collect a plan on a Dask cluster; units are taken until the amount is reached."""
     job, plan_digest = _with_whole_paths(job), digest(job.config.plan_document())
     share = job.share
-    stop = stop_file(job.dataset, plan_digest)
-    stop.unlink(missing_ok=True)
+    stop = Stop(job.dataset_text, stop_key(plan_digest))
+    stop.clear()
     steps = 0
 
     def units() -> Iterator[tuple[str, CollectJob]]:
@@ -737,7 +776,7 @@ def _collect_units(
             _run_unit, units(), stop=stop, should_stop=should_stop, on_results=on_results
         )
     finally:
-        stop.unlink(missing_ok=True)
+        stop.clear()
 
 
 def _check_options(config: CollectConfig, policies: Path | None, scheduler: str | None) -> None:
@@ -755,6 +794,7 @@ def _check_options(config: CollectConfig, policies: Path | None, scheduler: str 
 
 def _open_dataset(
     job: CollectJob,
+    places: CollectPlaces,
     cluster: Cluster | None,
     *,
     should_stop: Callable[[], bool],
@@ -763,7 +803,7 @@ def _open_dataset(
     """Create the dataset unless it exists, with a world, which knows the spec."""
     if cluster is None:
         with open_environment(job.config, job.open_world) as environment:
-            return _create(job.dataset, job.config, job.policies, environment)
+            return _create(places, job.config, environment)
     created, lost = cluster.run(
         _create_dataset,
         [(f"avtd3-create-{secrets.token_hex(8)}", _with_whole_paths(job))],
@@ -771,22 +811,26 @@ def _open_dataset(
         on_results=lambda _, state: show([Tally(waiting=state)]),
     )
     if not created:
-        raise WorldError("; ".join(lost) or f"stopped before a worker could open {job.dataset}")
-    return Dataset.open(job.dataset)
+        raise WorldError("; ".join(lost) or f"stopped before a worker could open {places.text}")
+    return places.open_created()
 
 
 def _with_whole_paths(job: CollectJob) -> CollectJob:
-    """Return a job for a process that has another working directory."""
-    policies = None if job.policies is None else job.policies.absolute()
-    return dataclasses.replace(job, dataset=job.dataset.absolute(), policies=policies)
+    """Return a job for a process that has another working directory, and other directories."""
+    policies = None if job.policies_text is None else _whole_text(job.policies_text)
+    return dataclasses.replace(
+        job, dataset_text=_whole_text(job.dataset_text), policies_text=policies, spool_bytes=None
+    )
 
 
-def _create(
-    path: Path, config: CollectConfig, policies: Path | None, environment: Environment
-) -> Dataset:
-    pool = (config.mixture, environment, policies, config.hold_actions)
+def _whole_text(path: str) -> str:
+    return path if remote_url(path) else str(Path(path).absolute())
+
+
+def _create(places: CollectPlaces, config: CollectConfig, environment: Environment) -> Dataset:
+    pool = (config.mixture, environment, places.policies, config.hold_actions)
     DriverPool(*pool)  # raises if a driver does not exist here
-    return Dataset.create(path, environment.spec)
+    return places.create(environment.spec)
 
 
 def _segment_name(name: str, share: Share) -> str:

@@ -4,18 +4,18 @@ import contextlib
 import dataclasses
 import itertools
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.cluster import OpenEnvironment, open_cluster
+from avtd3.collect.cluster import WorkerContext, open_cluster
 from avtd3.collect.drivers import PolicyDriver
 from avtd3.collect.environment import SUCCESS_REASON, Environment
 from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
 from avtd3.collect.mixture import GRAMMAR, Mixture
+from avtd3.collect.places import check_shared
 from avtd3.collect.plan import MAX_SEED, UNIT, episode_generator, evaluation_seed
 from avtd3.collect.recovery import Recovery, Skipped, describe_skipped
 from avtd3.collect.rollout import Rollout
@@ -24,6 +24,7 @@ from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
 from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
 from avtd3.store.files import remote_url, show_path
+from avtd3.store.remote.background import local_policy
 from avtd3.store.render.text import join_lines, plural
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Step
@@ -170,19 +171,6 @@ def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]"
         )
     # The learner may publish another one meanwhile: every worker must use this one.
     return policy, str(path / f"policy-{policy.version:08d}.safetensors")
-
-
-@contextlib.contextmanager
-def _local_subject(subject: str | Path) -> Iterator[str]:
-    """Yield a subject that needs no network: the policy of a URL is copied for the time inside."""
-    url = remote_url(subject)
-    if url is None:
-        yield str(subject)
-        return
-    from avtd3.store.remote.background import fetch_policy
-
-    with tempfile.TemporaryDirectory(prefix="avtd3-policies-") as folder:
-        yield str(fetch_policy(url, Path(folder)))
 
 
 def _parse_subject(subject: str) -> Mixture:
@@ -403,20 +391,25 @@ def evaluate(
         >>> policies = "/path/to/policies"  # evaluate(policies) evaluates the newest policy there
     """
     started_s = time.monotonic()
-    if scheduler is not None and remote_url(subject) is not None:
-        raise ConfigError(
-            f"--scheduler needs a policy that all workers see, found {show_path(subject)}; copy it "
-            "to their directory (avtd3 pull), and give that"
-        )
-    with _local_subject(subject) as local:
+    if scheduler is not None and (url := remote_url(subject)) is not None:
+        check_shared(url)
+    with local_policy(subject) as local:
         report = _evaluate(
-            local, config or EvaluateConfig(), gif, scheduler, should_stop, on_progress, open_world
+            subject,
+            str(local),
+            config or EvaluateConfig(),
+            gif,
+            scheduler,
+            should_stop,
+            on_progress,
+            open_world,
         )
     seconds = time.monotonic() - started_s
     return dataclasses.replace(report, driver=show_path(subject), seconds=seconds)
 
 
 def _evaluate(
+    named: str | Path,
     subject: str,
     config: EvaluateConfig,
     gif: Path | None,
@@ -439,6 +432,8 @@ def _evaluate(
     if scheduler is None:
         reports, failed = run_jobs(run_job, _split(job), should_stop=should_stop, on_reports=show)
     else:
+        shared = _shared_subject(named, evaluator.subject)
+        job = dataclasses.replace(job, subject=shared)
         reports, failed = _drive_units(scheduler, job, should_stop, show)
     parts = [part or EvaluatePart() for part in reports]
     scores = sorted((s for part in parts for s in part.scores), key=lambda score: score.index)
@@ -482,9 +477,6 @@ def _drive_units(
     show: Callable[[list[EvaluatePart | None]], None],
 ) -> tuple[list[EvaluatePart | None], list[str]]:
     """Drive a job on a Dask cluster, some episodes at a time."""
-    subject = Path(job.subject)
-    if subject.exists():
-        job = dataclasses.replace(job, subject=str(subject.absolute()))
     name = f"avtd3-evaluate-{secrets.token_hex(8)}"
     units = [
         (f"{name}-{first}", dataclasses.replace(job, indices=job.indices[first : first + UNIT]))
@@ -496,12 +488,26 @@ def _drive_units(
         )
 
 
-def _run_unit(
-    job: EvaluateJob, open_environment: OpenEnvironment, should_stop: Callable[[], bool]
-) -> EvaluatePart:
+def _shared_subject(named: str | Path, found: str) -> str:
+    """Return a subject as the workers of a cluster find it.
+
+    Args:
+        named: What the user named.
+        found: The driver or the file that this is on this machine.
+    """
+    if (url := remote_url(named)) is not None:
+        return url if url.endswith(".safetensors") else f"{url}/{Path(found).name}"
+    return str(Path(found).absolute()) if Path(found).exists() else found
+
+
+def _run_unit(job: EvaluateJob, context: WorkerContext) -> EvaluatePart:
     """Drive a unit in a worker of a Dask cluster."""
-    with open_environment(job.config, job.open_world) as environment:
-        part = _drive_job(job, environment, should_stop, lambda _: None)
+    with (
+        local_policy(job.subject) as subject,
+        context.open_environment(job.config, job.open_world) as environment,
+    ):
+        job = dataclasses.replace(job, subject=str(subject))
+        part = _drive_job(job, environment, context.should_stop, lambda _: None)
         if part.lost:
             raise WorldLost(part.lost)  # the next unit gets a new world
     return part

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from avtd3.collect.plan import held_episodes
+from avtd3.collect.plan import claimed_units, held_episodes
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.store.files import remote_url, show_path
+from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.remote.background import Background, PolicyPull, Spool, SpoolSize, spool_path
-from avtd3.store.remote.client import check_reachable
+from avtd3.store.remote.client import LocalPlace, check_reachable, open_place
+from avtd3.store.remote.commit import Unit
+from avtd3.store.remote.transfer import create_dataset
 from avtd3.store.render.text import plural
+from avtd3.store.spec import EpisodeSpec
 
 
 class CollectPlaces:
@@ -29,7 +33,10 @@ class CollectPlaces:
         *,
         spool: str = "",
         spool_bytes: int | None = None,
+        unit: Unit | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._should_stop = should_stop
         self.text = show_path(dataset)
         """The dataset, for messages."""
         self.policies_text = None if policies is None else show_path(policies)
@@ -40,7 +47,7 @@ class CollectPlaces:
         """Directory that policies are read from."""
         url, policies_url = remote_url(dataset), remote_url(policies)
         self._stack = contextlib.ExitStack()
-        self._spool = None if url is None else Spool(url, self.dataset)
+        self._spool = None if url is None else Spool(url, self.dataset, unit=unit)
         self.spool_bytes = None if url is None else spool_bytes
         """Largest size of the spool; None for a dataset on this machine."""
         self._size: SpoolSize | None = None
@@ -54,36 +61,77 @@ class CollectPlaces:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.stop()  # all at once, before waiting for each
         self._stack.close()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the dataset is at a URL."""
+        return self._spool is not None
 
     def check(self, *, is_cluster: bool) -> None:
         """Raise if a URL cannot be reached, or not be used on a cluster."""
         for thread in self._threads:
             if is_cluster:
-                raise ConfigError(
-                    f"--scheduler needs directories that all workers see, found {thread.url}; "
-                    "collect into a directory, then avtd3 push it"
-                )
+                check_shared(thread.url)
             check_reachable(thread.place)
 
-    def start(self) -> None:
-        """Start the threads, after the dataset was created; raise if a URL cannot be used."""
+    def start(self, *, pulls: bool = True) -> None:
+        """Start the threads, after the dataset was created; raise if a URL cannot be used.
+
+        Args:
+            pulls: Whether to copy policies here.
+        """
         if self._spool is not None:
-            self._spool.check_spec()
+            self._spool.check_spec(self._should_stop)
             self._stack.enter_context(self._spool)
-        if self._pull is not None:
+        if self._pull is not None and pulls:
             self._stack.enter_context(self._pull)
+
+    def start_unit(self) -> None:
+        """Start the threads for a unit of work, which wait for URLs that cannot be reached."""
+        for thread in self._threads:
+            self._stack.callback(thread.close)
+            thread.start(waits=True)
+
+    def create(self, spec: EpisodeSpec) -> Dataset:
+        """Create the dataset at its URL, and the spool; or check that they have this spec."""
+        dataset = Dataset.create(self.dataset, spec)
+        if self._spool is not None:
+            local = LocalPlace(self.dataset)
+            create_dataset(local, open_place(self._spool.url), local.read(GROUP_FILE))
+        return dataset
+
+    def open_created(self) -> Dataset:
+        """Open the dataset that another process has created."""
+        if self._spool is None:
+            return Dataset.open(self.dataset)
+        return Dataset.create(self.dataset, self._spool.read_spec(self._should_stop))
+
+    def claimed(self, plan_digest: str) -> set[int]:
+        """Return the claimed units of a plan; publish what workers that died have claimed."""
+        here = claimed_units(self.dataset, plan_digest)
+        return (
+            here
+            if self._spool is None
+            else here | self._spool.claimed(plan_digest, self._should_stop)
+        )
 
     def held(self, plan_digest: str) -> dict[int, int]:
         """Return the steps of the episodes of a plan that the dataset holds, by index."""
         here = held_episodes(Dataset.open(self.dataset), plan_digest)
-        return here if self._spool is None else self._spool.held(plan_digest) | here
+        if self._spool is None:
+            return here
+        return self._spool.held(plan_digest, self._should_stop) | here
 
     @property
     def spool_used(self) -> int | None:
         """Bytes that wait to be uploaded; None for a dataset on this machine."""
         if self._spool is None:
             return None
+        if not self._spool.is_dataset:  # a worker of a cluster creates the dataset
+            return 0
         self._size = self._size or SpoolSize(self.dataset)
         return self._size.measure()
 
@@ -101,7 +149,7 @@ class CollectPlaces:
     def _threads(self) -> list[Background]:
         return [thread for thread in (self._spool, self._pull) if thread is not None]
 
-    def finish(self, should_stop: Callable[[], bool], on_wait: Callable[[str], None]) -> str:
+    def finish(self, on_wait: Callable[[str], None]) -> str:
         """Wait until all segments are uploaded; return which are not, if stopped before."""
         for thread in self._threads:
             thread.check()
@@ -113,12 +161,21 @@ class CollectPlaces:
             left = plural(spool.left, "segment")
             on_wait("; ".join(filter(None, (f"uploading {left} to {spool.url}", reason))))
 
-        if spool.finish(should_stop, show):
+        if spool.finish(self._should_stop, show):
             return ""
         return (
             f"{plural(spool.left, 'segment')} not uploaded to {spool.url}: {spool.waiting}; they "
             f"wait in {spool.path}: run the same command with --resume, or avtd3 push {spool.path} "
             f"{spool.url}"
+        )
+
+
+def check_shared(url: str) -> None:
+    """Raise if the workers of a cluster cannot see a URL."""
+    if url.startswith("memory://"):
+        raise ConfigError(
+            f"{url} is a place within one process, which the workers of --scheduler do not see; "
+            "give a directory that all of them see, or a bucket"
         )
 
 

@@ -48,7 +48,7 @@ from avtd3.store.files import canonical_json, exists, read_json, sha256, storage
 from avtd3.store.format.layout import GROUP_FILE, STAGING
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.remote.client import LocalPlace
-from avtd3.store.remote.commit import CLAIMS, Unit, claim_unit, read_manifest_bytes
+from avtd3.store.remote.commit import Unit, claim_unit, claims_of, read_manifest_bytes
 from avtd3.store.render.text import plural
 from avtd3.store.settings import Difference, as_json, differences
 from avtd3.store.staging import complete_publishing
@@ -371,9 +371,9 @@ class Share:
             yield from (index for index in indices if index not in self.held)
 
 
-def stop_file(dataset: Path, plan_digest: str) -> Path:
-    """Return the file that stops the units of a plan that are running on a Dask cluster."""
-    return dataset / PLANS / f"{plan_digest[:16]}.stop"
+def stop_key(plan_digest: str) -> str:
+    """Return the file in a dataset that stops the units of a plan that run on a Dask cluster."""
+    return f"{PLANS}/{plan_digest[:16]}.stop"
 
 
 def claimed_units(dataset: Path, plan_digest: str) -> set[int]:
@@ -382,7 +382,7 @@ def claimed_units(dataset: Path, plan_digest: str) -> set[int]:
     A process that ends right after a claim leaves its segment whole, but not yet published.
     """
     place = LocalPlace(dataset)
-    keys = [Path(key) for key in place.sizes(f"{CLAIMS}/{plan_digest[:16]}/")]
+    keys = [Path(key) for key in place.sizes(f"{claims_of(plan_digest)}/")]
     if place.folders(STAGING):
         for key in keys:
             manifest = read_manifest_bytes(place, place.read(str(key)))
@@ -416,7 +416,7 @@ def claim_segment(dataset: Path, plan_digest: str, number: int, manifest: bytes)
     If another segment has it, publish that one, in case its process has ended.
     """
     place = LocalPlace(dataset)
-    winner = claim_unit(place, Unit(plan=plan_digest[:16], number=number), manifest)
+    winner = claim_unit(place, Unit(plan=plan_digest, number=number), manifest)
     if winner != manifest:
         complete_publishing(dataset, read_manifest_bytes(place, winner).segment_id)
     return winner == manifest

@@ -5,15 +5,18 @@ named streams, or in another weather; `check_pictures` compares pictures drawn a
 ones.
 """
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.scene import CARLA, CarlaRenderer, CarlaScene
 from avtd3.collect.rollout import check_frame
 from avtd3.collect.sim.scene import Scene, SceneChanges, SceneRenderer
 from avtd3.collect.sim.streams import StreamCamera
@@ -97,6 +100,10 @@ class RenderJob(NamedTuple):
     """New dataset; None to compare with the stored pictures."""
     changes: SceneChanges
     segments: tuple[str, ...]
+    servers: CarlaConfig
+    """How to reach the CARLA servers that take pictures of states of theirs."""
+    port: int = 0
+    """Port of the server of this process."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +121,7 @@ def rerender(
     changes: SceneChanges,
     *,
     workers: int = 1,
+    servers: CarlaConfig | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
 ) -> RenderReport:
@@ -121,20 +129,25 @@ def rerender(
 
     Actions, rewards, ends and everything else stay as they are; files that do not change are
     shared by hard links. ``should_stop`` is called before each segment; True ends the command.
+    For episodes of CARLA, each of the ``servers`` takes the pictures of a part of the segments.
 
     Raises:
         DatasetError: No episode has a stored state of the world.
-        ConfigError: ``target`` is the source, or has pictures with other changes.
+        ConfigError: ``target`` is the source, or has pictures with other changes; a server lacks
+            the map or a blueprint.
+        WorldError: No server can be used.
     """
     old = Dataset.open(source)
     if target.resolve() == source.resolve():
         raise ConfigError(f"{target} is the source dataset itself; name a new directory")
-    spec = _new_spec(old, changes)
+    spec, scene = _new_spec(old, changes)
     new = Dataset.create(target, spec)
     with exclusive(new):
         work = Derivation(old, new, _change(changes, old.spec, new.spec))
         names = tuple(segment.id for segment in work.missing)
-        job = RenderJob(source, target, changes, names)
+        job = RenderJob(source, target, changes, names, servers or CarlaConfig())
+        if isinstance(scene, CarlaScene) and scene.mountings():
+            workers = len(job.servers.ports)  # each takes pictures of one state at a time
         report = _run(job, work.refused, workers, should_stop, on_progress)
         return dataclasses.replace(report, already_there=work.already_there)
 
@@ -149,9 +162,15 @@ def check_pictures(
     """Draw the pictures of a dataset again, compare them with the stored ones, change nothing."""
     old = Dataset.open(source)
     changes = SceneChanges()
-    _new_spec(old, changes)
+    _, scene = _new_spec(old, changes)
+    if not _comparable(scene):
+        raise ConfigError(
+            f"the pictures of {source} are of cameras of CARLA, which takes no two equal pictures; "
+            "only views from above can be compared"
+        )
     snapshot = old.snapshot()
-    job = RenderJob(source, None, changes, tuple(segment.id for segment in snapshot.segments))
+    names = tuple(segment.id for segment in snapshot.segments)
+    job = RenderJob(source, None, changes, names, CarlaConfig())
     return _run(job, snapshot.refused, workers, should_stop, on_progress)
 
 
@@ -162,20 +181,34 @@ def _change(changes: SceneChanges, old: EpisodeSpec, new: EpisodeSpec) -> Change
     return Change(key=RENDER, document=document, tag=tag, arrays=(*frames, SETUP, _WEATHER))
 
 
-def _new_spec(old: Dataset, changes: SceneChanges) -> EpisodeSpec:
-    """Return the spec of the new dataset, from the cameras of the first stored state."""
+AnyScene = Scene | CarlaScene
+
+
+def _parse(setup: Mapping[str, Any]) -> AnyScene:
+    """Read the setup of a record; raise SpecError if this version cannot draw it."""
+    return CarlaScene.parse(setup) if setup.get("world") == CARLA else Scene.parse(setup)
+
+
+def _comparable(scene: AnyScene) -> Mapping[str, StreamCamera] | bool:
+    """Return the streams whose pictures can be drawn again equally; True for all of them."""
+    return scene.views() if isinstance(scene, CarlaScene) else True
+
+
+def _new_spec(old: Dataset, changes: SceneChanges) -> tuple[EpisodeSpec, AnyScene]:
+    """Return the spec of the new dataset, from the first stored state; and that, changed."""
     for segment in old.snapshot().segments:
         for record in segment.world_records() or ():
             if record is not None and old.spec.images:
-                return _spec_of(old.spec, _named(Scene.parse(record.setup), old.spec), changes)
+                scene = _named(_parse(record.setup), old.spec)
+                return _spec_of(old.spec, scene, changes), scene.changed(changes, 0)
     raise DatasetError(
         f"{old.path} stores no states of the world, from which pictures could be drawn; only the "
-        "built-in simulator (--world road) stores them, unless collect.record_world is false; "
-        "collect again with it"
+        "built-in simulator and CARLA store them, unless collect.record_world is false; "
+        "collect again with one of them"
     )
 
 
-def _named(scene: Scene, spec: EpisodeSpec) -> Scene:
+def _named(scene: AnyScene, spec: EpisodeSpec) -> AnyScene:
     """Return a scene with the name of its camera, which `store upgrade` gives to it later."""
     if scene.streams or len(spec.streams) != 1:
         return scene
@@ -187,7 +220,7 @@ def _named(scene: Scene, spec: EpisodeSpec) -> Scene:
     return scene._replace(streams=streams)
 
 
-def _spec_of(old: EpisodeSpec, scene: Scene, changes: SceneChanges) -> EpisodeSpec:
+def _spec_of(old: EpisodeSpec, scene: AnyScene, changes: SceneChanges) -> EpisodeSpec:
     """Return the spec of a scene with changes."""
     streams = changes.apply_to_streams(scene.camera, scene.streams)
     if streams:
@@ -196,7 +229,7 @@ def _spec_of(old: EpisodeSpec, scene: Scene, changes: SceneChanges) -> EpisodeSp
     if old.image is None:
         raise DatasetError(
             "the stored states name no streams, but the dataset has some; it was changed by hand, "
-            "expected states as the built-in simulator stores them"
+            "expected states as a simulator stores them"
         )
     camera = changes.apply_to_camera(scene.camera)
     size = ImageSpec(channels=1, height=camera.height, width=camera.width, stack=old.image.stack)
@@ -212,7 +245,10 @@ def _run(
 ) -> RenderReport:
     total, is_check = len(whole.segments), whole.target is None
     count = max(1, min(workers, total))
-    jobs = [whole._replace(segments=whole.segments[n::count]) for n in range(count)]
+    jobs = [
+        whole._replace(segments=whole.segments[n::count], port=whole.servers.port_of(n))
+        for n in range(count)
+    ]
 
     def show(tallies: list[RenderTally | None]) -> None:
         done = sum(tally.derived.done for tally in tallies if tally is not None)
@@ -244,10 +280,10 @@ def run_job(
     job: RenderJob, should_stop: Callable[[], bool], on_tally: Callable[[RenderTally], None]
 ) -> RenderTally:
     """Draw the segments of one job."""
-    work = _Drawing(job)
-    if job.target is None:
-        return work.compare(should_stop, on_tally)
-    return work.make(Dataset.open(job.target), should_stop, on_tally)
+    with contextlib.closing(_Drawing(job)) as work:
+        if job.target is None:
+            return work.compare(should_stop, on_tally)
+        return work.make(Dataset.open(job.target), should_stop, on_tally)
 
 
 def _frames(segment: Segment, stream: str) -> Iterator[NDArray[np.uint8]]:
@@ -261,7 +297,12 @@ class _Drawing:
         self._old, self._changes = Dataset.open(job.source), job.changes
         self._job = job
         self._renderer = SceneRenderer(job.source)
+        self._carla = CarlaRenderer(job.source, job.servers, job.port)
         self._tally = RenderTally()
+
+    def close(self) -> None:
+        """Release the server."""
+        self._carla.close()
 
     def make(
         self, new: Dataset, should_stop: Callable[[], bool], on_tally: Callable[[RenderTally], None]
@@ -292,8 +333,11 @@ class _Drawing:
             done = self._tally.derived.plus(done=1)
             try:
                 segment = self._old.open_segment(name)
-                stored = {name: _frames(segment, name) for name in segment.spec.images}
-                for drawn in self._pictures(segment, self._scenes(segment)):
+                scenes = self._scenes(segment)
+                names = scenes[0][0].streams if scenes else {}
+                names = names or segment.spec.images
+                stored = {name: _frames(segment, name) for name in names}
+                for drawn in self._pictures(segment, scenes):
                     for name, frames in stored.items():
                         same = np.array_equal(next(frames), drawn.get(name, _NOTHING))
                         self._count(differing=not same)
@@ -313,7 +357,7 @@ class _Drawing:
             tally, frames=tally.frames + 1, differing=tally.differing + differing
         )
 
-    def _scenes(self, segment: Segment) -> list[tuple[Scene, WorldRecord]]:
+    def _scenes(self, segment: Segment) -> list[tuple[AnyScene, WorldRecord]]:
         """Return the changed scene and the record of each episode of a segment."""
         records = segment.world_records() or [None] * segment.episodes
         seeds = segment.read("episode_seed").tolist()
@@ -323,19 +367,24 @@ class _Drawing:
             if record is None:
                 raise SpecError(f"{where} has no state of the world, from which to draw it")
             try:
-                scene = _named(Scene.parse(record.setup), segment.spec)
+                scene = _named(_parse(record.setup), segment.spec)
             except SpecError as error:
                 raise SpecError(f"{where}: {error}") from error
-            scenes.append((self._changes.apply(scene, seed), record))
+            if self._job.target is None and isinstance(scene, CarlaScene):
+                scene = scene._replace(streams=scene.views())
+            scenes.append((scene.changed(self._changes, seed), record))
         return scenes
 
     def _pictures(
-        self, segment: Segment, scenes: Sequence[tuple[Scene, WorldRecord]]
+        self, segment: Segment, scenes: Sequence[tuple[AnyScene, WorldRecord]]
     ) -> Iterator[dict[str, NDArray[np.uint8]]]:
         """Draw the pictures of all observations of a segment, by stream."""
         for scene, record in scenes:
             try:
-                yield from self._renderer.frames(scene, record)
+                if isinstance(scene, CarlaScene):
+                    yield from self._carla.frames(scene, record)
+                else:
+                    yield from self._renderer.frames(scene, record)
             except (DatasetError, RoadError) as error:
                 raise SpecError(f"segment {segment.id}: {error}") from error
 

@@ -9,6 +9,7 @@ without a lock, because a lock that a killed process held would block all others
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -185,6 +186,7 @@ def _serve(
         send(None, (name, [str(argument) for argument in error.args]), is_done=True)
     else:
         send(last, None, is_done=True)
+    gc.freeze()  # the parent waits for the exit, which would search all objects for garbage
 
 
 def _receive_signals() -> list[int]:

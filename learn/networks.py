@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Self, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -245,10 +246,12 @@ class Encoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return features (B, F) of float pixels (B, K*C, H, W) in 0..255."""
         weight, bias = self.scaled_first()
-        x = functional.conv2d(pixels, weight, bias, _CONVOLUTIONS[0][2])
-        x = self.activate(self.norms[0](x))
-        for convolution, norm in zip(self.convolutions[1:], self.norms[1:], strict=True):
-            x = self.activate(norm(convolution(x)))
+        x = pixels
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            assert isinstance(convolution, nn.Conv2d)
+            if x is not pixels:
+                weight, bias = convolution.weight, convolution.bias
+            x = self.activate(norm(_convolve(x, weight, bias, convolution.stride[0])))
         # (B, H', W', 64): in channels_last memory, this order of the features needs no copy
         return self.finish(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 
@@ -266,6 +269,23 @@ class Encoder(nn.Module):
     def finish(self, x: Tensor) -> Tensor:
         """Return features (..., F) from the output of the linear layer (..., F)."""
         return _finish(self.feature_norm(x), self._slope, self._clamp, uses_tanh=self._tanh)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """Return the convolution of x (B, C, H, W), channels_last in memory.
+
+    For bfloat16 on a CPU, the pixels of a stride become channels of one, if gradients follow: then
+    oneDNN computes them 1.2 (first layer) and 1.3 times (second layer) as fast.
+    """
+    width, columns = x.shape[3], weight.shape[3]
+    is_slow = x.dtype is torch.bfloat16 and not x.is_cuda and weight.requires_grad
+    if not is_slow or stride == 1 or width % stride or columns % stride:
+        return functional.conv2d(x, weight, bias, stride)
+    wide, kernel = (
+        each.permute(0, 2, 3, 1).unflatten(2, (-1, stride)).flatten(3).permute(0, 3, 1, 2)
+        for each in (x, weight)
+    )
+    return functional.conv2d(wide, kernel, bias, (stride, 1))
 
 
 class ResidualEncoder(nn.Module):
@@ -495,11 +515,12 @@ class Actor(_Network):
         self._shares_encoder = config.shared_encoder
         shared = _shared_columns(spec, config, columns) if config.shared_encoder else None
         self.register_buffer("critic_columns", shared, persistent=False)
-        low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
+        # Not with torch: on the meta device it would import its compiler, which takes a second.
+        low, high = (np.asarray(b, np.float32) for b in (spec.action_low, spec.action_high))
         self.action_centre: Tensor
         self.action_scale: Tensor
-        self.register_buffer("action_centre", (high + low) / 2, persistent=False)
-        self.register_buffer("action_scale", (high - low) / 2, persistent=False)
+        self.register_buffer("action_centre", torch.tensor((high + low) / 2), persistent=False)
+        self.register_buffer("action_scale", torch.tensor((high - low) / 2), persistent=False)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the actor's own CNN; empty if it reads the critics' features."""

@@ -5,9 +5,9 @@ the format version, the policy's version, its number of updates, the spec and th
 network. Its tensors are the actor's weights. Reading one never executes code from it, and allocates
 nothing before the header fits the limits below and the size of the file::
 
-    POLICIES/policy-00000012.json          its size and SHA-256
+    POLICIES/policy-00000012.json          its size and SHA-256, and the id of the run
     POLICIES/policy-00000012.safetensors   header and weights; never changed once published
-    POLICIES/LATEST.json                   version, file and SHA-256 of the newest policy; replaced
+    POLICIES/LATEST.json                   the same of the newest policy; replaced
 
 `avtd3.learn.policy_store` writes these files.
 """
@@ -83,6 +83,8 @@ class PublishedFile:
     file: str
     """Name of the policy file."""
     sha256: str
+    run: str = ""
+    """Id of the run that published it; empty if an older version did."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +123,7 @@ def list_versions(directory: Path, *, whole: bool = True) -> list[int]:
 def read_latest(directory: Path) -> PublishedFile | None:
     """Read the `LATEST` file of a policy directory; return None if it does not exist."""
     try:
-        return _read_published(directory / LATEST)
+        return read_published(directory / LATEST)
     except CheckpointError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
@@ -269,7 +271,7 @@ def encode_policy(
 def _read_verified(path: Path) -> tuple[bytes, str]:
     """Read a policy file and compare it with its sidecar; return its content and SHA-256."""
     sidecar = path.with_suffix(".json")
-    expected = _read_published(sidecar).sha256
+    expected = read_published(sidecar).sha256
     data = _read(path, MAX_POLICY_BYTES)
     actual = files.sha256(data)
     if actual != expected:
@@ -281,7 +283,8 @@ def _read_verified(path: Path) -> tuple[bytes, str]:
     return data, actual
 
 
-def _read_published(path: Path) -> PublishedFile:
+def read_published(path: Path) -> PublishedFile:
+    """Read a sidecar or `LATEST` file; raise `CheckpointError` if it is none."""
     data = _read(path, MAX_SIDECAR_BYTES)
     try:
         document = files.parse_json(data, path)
@@ -289,9 +292,11 @@ def _read_published(path: Path) -> PublishedFile:
         raise CheckpointError(f"{error}; the file is truncated: copy it again") from error
     fields = document if isinstance(document, dict) else {}
     version, file, sha256 = (fields.get(key) for key in ("version", "file", "sha256"))
+    run = fields.get("run", "")
     if not (
         _is_count(version)
         and isinstance(sha256, str)
+        and isinstance(run, str)
         and isinstance(file, str)
         and (match := _NAME.fullmatch(file))
         and match[2] == "safetensors"
@@ -300,7 +305,7 @@ def _read_published(path: Path) -> PublishedFile:
             f"{path} does not name a policy, expected the keys version, file and sha256; copy it "
             "again or publish a new policy"
         )
-    return PublishedFile(version=version, file=file, sha256=sha256)
+    return PublishedFile(version=version, file=file, sha256=sha256, run=run)
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -435,6 +440,7 @@ class Policy:
             FormatVersionError: If a later version of avtd3 wrote it.
             SpecError: If it was trained on data of another spec.
         """
+        files.check_local(path)
         path = Path(path)
         if path.is_dir():
             path = _newest_file(path)
@@ -444,7 +450,8 @@ class Policy:
             lack = spec.lacks(header.spec)
             raise SpecError(
                 f"policy {path} was trained for another spec ({lack}); use a policy that was "
-                "trained on data of this spec, or on some of its streams"
+                "trained on data of this spec, or on some of its streams, or give the world what "
+                "the policy sees (named streams: SECTION.road.streams, see docs/streams.md)"
             )
         try:
             tensors = safetensors.torch.load(data)

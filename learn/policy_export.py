@@ -38,7 +38,8 @@ from avtd3.store.errors import (
     abbreviate,
     install_command,
 )
-from avtd3.store.files import read_json, write_aside
+from avtd3.store.files import read_json, show_path, write_aside
+from avtd3.store.remote.background import local_policy, mirror_path
 from avtd3.store.render.text import file_size, join_lines, markdown_table, number
 from avtd3.store.spec import IMAGE, EpisodeSpec
 
@@ -145,7 +146,7 @@ def export_policy(path: Path, out: Path, kind: str, card: CardConfig | None = No
     """Export a policy, compare it with the original, and write a model card beside it.
 
     Args:
-        path: A policy file or a policy directory, for its newest policy.
+        path: A policy file, a policy directory for its newest policy, or a URL of either.
         out: The file to write; the card has its name with ``.md``. Both are replaced atomically.
         kind: ``onnx`` or ``torch``.
         card: What the card says besides.
@@ -169,7 +170,8 @@ def export_policy(path: Path, out: Path, kind: str, card: CardConfig | None = No
         raise ConfigError(f"--to is {kind!r}, expected one of: {', '.join(KINDS)}")
     if out.suffix == ".md" or out.is_dir():
         raise ConfigError(f"{out} is a directory or would be the model card; give another file")
-    policy = Policy.load(path)
+    with local_policy(path) as local:
+        policy = Policy.load(local)
     graph, about = _Graph(policy).eval(), describe_policy(policy)
     text = _card(about, out, kind, path, card or CardConfig())
     if kind == "onnx":
@@ -342,7 +344,7 @@ def _card(about: Mapping[str, Any], out: Path, kind: str, policy: Path, config: 
         "",
         "## Data",
         "",
-        *_data_lines(paths),
+        *_data_lines(paths, run),
         "",
         "## Evaluation",
         "",
@@ -361,16 +363,16 @@ def _code(document: object) -> list[str]:
     return ["```json", *text.splitlines(), "```"]
 
 
-def _data_lines(paths: Sequence[Path]) -> list[str]:
+def _data_lines(paths: Sequence[Path], run: Path | None) -> list[str]:
     rows = []
     for path in paths:
         try:
-            snapshot = Dataset.open(path).snapshot()
+            snapshot = Dataset.open(mirror_path(run, path) if run else path).snapshot()
         except Avtd3Error as error:
-            rows.append([str(path), "-", "-", f"not found: {abbreviate(str(error))}"])
+            rows.append([show_path(path), "-", "-", f"not found: {abbreviate(str(error))}"])
             continue
         counts = [f"{len(snapshot.segments):,}", f"{snapshot.steps:,}"]
-        rows.append([str(path), *counts, snapshot.digest])
+        rows.append([show_path(path), *counts, snapshot.digest])
     if not rows:
         return ["Not known: no run and no dataset was given."]
     heads = ["dataset", "segments", "steps", "digest at the time of the export"]

@@ -20,9 +20,16 @@ from avtd3.learn.policy import (
     list_versions,
     policy_name,
     read_latest,
+    read_published,
 )
 from avtd3.store import files
-from avtd3.store.errors import CheckpointError, FormatVersionError, SpecError, UnreadableError
+from avtd3.store.errors import (
+    CheckpointError,
+    FormatVersionError,
+    InUseError,
+    SpecError,
+    UnreadableError,
+)
 from avtd3.store.spec import EpisodeSpec
 
 _REPORTED = 3
@@ -47,6 +54,7 @@ class PolicyStore:
 
     Args:
         path: The directory; created when the first policy is published.
+        run: Id of the run that publishes, by which two learners in one directory are recognised.
 
     Example:
         >>> store = PolicyStore("policies-that-do-not-exist")
@@ -54,7 +62,7 @@ class PolicyStore:
         None
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, run: str = "") -> None:
         files.check_local(path)
         self.path = Path(path)
         """The directory."""
@@ -63,6 +71,8 @@ class PolicyStore:
         self._refused: dict[str, _Refusal] = {}
         self._rejected: set[str] = set()
         self._unreported: list[str] = []
+        self._run, self._runs = run, dict[str, None]()
+        self._published: int | None = None
 
     def publish(
         self,
@@ -86,8 +96,10 @@ class PolicyStore:
 
         Raises:
             CheckpointError: If a file in the directory has the largest version that is possible.
+            InUseError: If another run has published there since this one did.
             StorageError: If the directory cannot be written.
         """
+        self._check_alone()
         with files.storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         version = max(list_versions(self.path, whole=False), default=-1)
@@ -109,7 +121,9 @@ class PolicyStore:
                 action_limit=action_limit,
                 stack_stride=stack_stride,
             )
-            published = PublishedFile(version=version, file=path.name, sha256=files.sha256(data))
+            published = PublishedFile(
+                version=version, file=path.name, sha256=files.sha256(data), run=self._run
+            )
             document = dataclasses.asdict(published) | {"size_bytes": len(data)}
             created = all(
                 files.create_exclusive(file, content, files.aside_of(file))
@@ -119,7 +133,17 @@ class PolicyStore:
                 )
             )
         self._write_latest(published)
+        self._published = version
         return version
+
+    def _check_alone(self) -> None:
+        """Raise if the newest policy is of another run, although this one has published."""
+        is_known = self._run and self._published is not None
+        latest = self._read_latest() if is_known else None
+        if latest is not None and latest.run not in ("", self._run):
+            raise InUseError(
+                self.path, f"another learner, run {latest.run}, which published {latest.file}"
+            )
 
     def repair(self, spec: EpisodeSpec) -> int | None:
         """Complete or remove what a killed learner left; only the learner may call this.
@@ -146,8 +170,7 @@ class PolicyStore:
         if policy is None:
             return None
         if (latest := self._read_latest()) is None or latest.sha256 != policy.digest:
-            version, name = policy.version, policy_name(policy.version)
-            self._write_latest(PublishedFile(version=version, file=name, sha256=policy.digest))
+            self._write_latest(read_published(self.path_of(policy.version).with_suffix(".json")))
         return policy.version
 
     def path_of(self, version: int) -> Path:
@@ -216,6 +239,7 @@ class PolicyStore:
         found, problem = current, None
         try:
             latest = self._read_latest()
+            self._note_run(latest)
             if current is None or latest is None or latest.sha256 != current.digest:
                 found, problem = self._first_that_loads(self._newer(latest, current), spec)
             else:  # everything is readable again: report the next failure
@@ -227,6 +251,19 @@ class PolicyStore:
         parts = [*self._unreported[:_REPORTED], *([f"and {more} more"] if more > 0 else [])]
         self.warning, self._unreported = "; ".join(parts), []
         return found or current, problem
+
+    def _note_run(self, latest: PublishedFile | None) -> None:
+        """Report when two runs take turns in publishing here; one after the other may."""
+        if latest is None or not latest.run or latest.run == next(reversed(self._runs), ""):
+            return
+        if latest.run in self._runs:
+            others = ", ".join(run for run in self._runs if run != latest.run)
+            self._unreported.append(
+                f"two learners publish in {self.path} in turn, runs {latest.run} and {others}; "
+                "stop one of them, or give it another --policies"
+            )
+        self._runs.pop(latest.run, None)
+        self._runs = dict.fromkeys((*list(self._runs)[1 - _REPORTED :], latest.run))
 
     def _newer(self, latest: PublishedFile | None, current: Policy | None) -> Iterator[str]:
         """Yield the names of the policy files that may replace `current`, best first."""

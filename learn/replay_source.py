@@ -26,7 +26,7 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import exists, is_directory, remote_url
 from avtd3.store.format.layout import GROUP_FILE, SEGMENTS, STAGING
-from avtd3.store.remote.background import Background, Mirror, PolicyPush, local_name
+from avtd3.store.remote.background import Background, Mirror, PolicyPush, mirror_path
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.replay.tracker import RefreshReport, RefusedSegment, name_refused
 
@@ -139,10 +139,16 @@ class RunCopies:
         datasets: Paths or URLs of its datasets.
         policies: Path or URL of its policies.
         config: Its settings.
+        run_id: Its id.
     """
 
     def __init__(
-        self, run: Path, datasets: Sequence[Path], policies: Path | str, config: LearnConfig
+        self,
+        run: Path,
+        datasets: Sequence[Path],
+        policies: Path | str,
+        config: LearnConfig,
+        run_id: str,
     ) -> None:
         self.datasets: list[Path] = []
         """The datasets as directories."""
@@ -153,7 +159,7 @@ class RunCopies:
                 continue
             mirror = Mirror(
                 url,
-                run / "mirror" / local_name(url),
+                mirror_path(run, url),
                 max_bytes=config.mirror_bytes,
                 steps=config.replay.capacity,
             )
@@ -162,7 +168,7 @@ class RunCopies:
         self._policies_url = remote_url(policies)
         self.policies = Path(policies) if self._policies_url is None else run / "policies"
         """Where the run publishes its policies."""
-        self._prunes = bool(config.keep_policies)
+        self._prunes, self._run_id = bool(config.keep_policies), run_id
         self._threads: list[Background] = []
         self.unsent = ""
         """What could not be copied to a URL before the run was stopped, and what to do."""
@@ -190,9 +196,13 @@ class RunCopies:
                 self._threads.append(stack.enter_context(mirror))
             push = None
             if self._policies_url is not None:
-                push = PolicyPush(self._policies_url, self.policies, prunes=self._prunes)
-                push.adopt()
+                push = PolicyPush(
+                    self._policies_url, self.policies, prunes=self._prunes, run=self._run_id
+                )
+                push.adopt(should_stop)
                 self._threads.append(stack.enter_context(push))
+            for thread in self._threads:
+                stack.callback(thread.stop)  # all at once, before waiting for each
             yield True
             if push is not None and not push.finish(should_stop, _on_push(push, on_wait)):
                 self.unsent = (

@@ -23,6 +23,8 @@ from avtd3.store.settings import Difference, differences
 CONFIG_FILE = "config.json"
 RANKS = "ranks"
 """Key of the number of ranks; missing for one."""
+RUN_ID = "run_id"
+"""Key of the id of the run, which a resumed run keeps, and which its policies name."""
 _KEPT = "network."
 """Settings that a checkpoint determines."""
 

@@ -20,6 +20,7 @@ samples ahead, and each checkpoint has the exact state of the sampler.
 
 import contextlib
 import dataclasses
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ from avtd3.learn.replay_source import (
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.run_settings import (
     RANKS,
+    RUN_ID,
     SettingChange,
     check_places,
     find_changes,
@@ -196,7 +198,9 @@ def _train(
         "policies": show_path(policies),
         "follow": follow,
     }
-    copies = RunCopies(run, paths, policies, config)
+    run_id = str(before.get(RUN_ID) or ranks.share(secrets.token_hex(8)))
+    document[RUN_ID] = run_id
+    copies = RunCopies(run, paths, policies, config, run_id)
     paths, directory = copies.datasets, copies.policies
     check_places(run, directory, paths)
     if ranks.size > 1:
@@ -226,7 +230,7 @@ def _train(
         )
         if opened:
             spec = config.replay.view(opened[0].spec)
-            with Trainer(spec, config, run, directory, notify, ranks) as trainer:
+            with Trainer(spec, config, run, directory, notify, ranks, run_id) as trainer:
                 trainer.restore(resume=resume, rollback=rollback)
                 trainer.open_source(opened, follow=follow, copies=copies)
                 trainer.loop()
@@ -337,6 +341,7 @@ class Trainer:
         policies: Path,
         notify: CallbackList,
         ranks: Ranks = ALONE,
+        run_id: str = "",
     ) -> None:
         self._spec, self._config, self._run, self._notify = spec, config, run, notify
         self._ranks = ranks
@@ -348,7 +353,7 @@ class Trainer:
         self._update = self._make_update()
         self._loader = self._make_loader()
         self._checkpoints = CheckpointManager(run, config, spec)
-        self._policies = PolicyStore(policies)
+        self._policies = PolicyStore(policies, run=run_id)
         features = feature_size(spec, config.network)
         self._guards = GuardMonitor(
             run,

@@ -17,11 +17,12 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from avtd3.store.errors import Avtd3Error, abbreviate
+from avtd3.store.errors import Avtd3Error, UnreachableError, abbreviate
 from avtd3.store.files import parse_json, plain_name, remove
 from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace
@@ -36,6 +37,8 @@ MAX_BYTES = 64 * 1024
 """Largest file that is read as a heartbeat."""
 MAX_BEATS = 10_000
 """Most heartbeats that are read in one place."""
+_LOOK_S = 1.0
+"""Longest wait for an answer of a bucket, in seconds, before `LearnerWatch` continues without."""
 _MAX_TEXT, _MAX_TEXTS = 500, 20
 _SEGMENT = re.compile(r"[^-]+-(.+)-[0-9]{6,}-[0-9a-f]{8}")
 
@@ -222,6 +225,7 @@ class Heartbeat:
         self._lock, self._end = threading.Lock(), threading.Event()
         self._progress_s = time.monotonic()
         self._thread: threading.Thread | None = None
+        self._unreachable: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -265,10 +269,16 @@ class Heartbeat:
             )
             beat = dataclasses.replace(self._beat, quiet_s=quiet_s)
         for place in (*self._places, *self._datasets):
+            if is_ended and place.text in self._unreachable:
+                continue  # a process that ends does not wait for a cut link
+            self._unreachable.discard(place.text)
             with contextlib.suppress(Avtd3Error, OSError):
-                if place in self._datasets:
-                    place.read(GROUP_FILE)  # a collector creates the directory
-                place.write(beat.key, beat.to_bytes())
+                try:
+                    if place in self._datasets:
+                        place.read(GROUP_FILE)  # a collector creates the directory
+                    place.write(beat.key, beat.to_bytes())
+                except UnreachableError:
+                    self._unreachable.add(place.text)
 
 
 def _hasty(place: LocalPlace | RemotePlace) -> LocalPlace | RemotePlace:
@@ -396,6 +406,8 @@ def _read_beat(place: LocalPlace | RemotePlace, key: str, size: int) -> Beat:
 class LearnerWatch:
     """Counts the steps of one collector that a running learner has not seen yet.
 
+    While a bucket cannot be reached, it continues with what it knew a moment before.
+
     Args:
         places: Where learners write their heartbeats.
         collector: Name of the collector in the names of its segments.
@@ -416,6 +428,9 @@ class LearnerWatch:
         )
         self._first: dict[str, tuple[int, int]] = {}
         self._next_s, self._seen = float("-inf"), list[Seen]()
+        self._pool = ThreadPoolExecutor(1, "avtd3-watch")
+        self._wait_s = None if all(isinstance(p, LocalPlace) for p in places) else _LOOK_S
+        self._look: Future[list[Seen]] | None = None
 
     def unseen(self, published: int) -> int:
         """Return how many of this process's published steps the slowest learner has not seen.
@@ -423,9 +438,12 @@ class LearnerWatch:
         It is 0 without a running learner, and while a learner waits for data. What was published
         before a learner's first heartbeat does not count: the learner may read merged copies of it.
         """
-        if self._clock() >= self._next_s:
+        if self._look is None and self._clock() >= self._next_s:
+            self._look = self._pool.submit(self._observer.look)
+            wait([self._look], self._wait_s)  # a cut link must not hold up the collection
+        if self._look is not None and self._look.done():
+            self._seen, self._look = self._look.result(), None
             self._next_s = self._clock() + INTERVAL_S / 5.0
-            self._seen = self._observer.look()
         most = 0
         for seen in self._seen:
             beat = seen.beat

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -15,8 +16,12 @@ from avtd3 import cli
 from avtd3.collect import collect, evaluate
 from avtd3.configs.commands import options
 from avtd3.configs.commands.options import describe_presets
+from avtd3.learn import ReplayDataset
+from avtd3.learn.policy import Policy
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.trainer import train
+from avtd3.store import SegmentWriter, export_episodes, import_episodes
+from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SegmentUnreadableError, StorageError, WorldError
 from avtd3.store.spec import EpisodeSpec
@@ -324,19 +329,56 @@ OPEN = (
     ("replay-inspect", "URL"),
     ("replay-inspect", "data", "--against", "URL"),
     ("evaluate", "URL"),
+    ("policy", "info", "URL"),
+    ("policy", "export", "URL", "policy.pt2", "--to", "torch"),
     ("push", "data", "URL"),
     ("pull", "URL", "data"),
+    ("status", "URL", "--once"),
 )
 """Commands that take URLs of object stores, but no others."""
 PLACES = (
     ("learn", "data", "--run", "URL"),
+    ("learn", "s3://bucket/data", "--resume", "--run=URL"),
+    ("collect", "s3://bucket/data", "--scenario-file", "URL"),
+    ("collect", "s3://bucket/data", "--set", "collect.spool=URL", "--steps", "5"),
+    ("evaluate", "s3://bucket/policies", "--gif", "URL"),
+    ("replay-inspect", "s3://bucket/data", "--html", "URL"),
+    ("replay-inspect", "s3://bucket/data", "--episode", "worst", "--sheet", "URL"),
+    ("status", "s3://bucket/data", "--html", "URL"),
     ("gate", "URL", "--stage", "smoke"),
     ("compare", "run", "URL"),
+    ("run-page", "URL"),
+    ("run-page", "run", "--data", "URL"),
+    ("export", "URL", "out", "--to", "npz"),
+    ("import", "source", "URL"),
+    ("policy", "export", "s3://bucket/policies", "policy.pt2", "--to", "torch", "--run", "URL"),
+    ("policy", "export", "s3://bucket/policies", "policy.pt2", "--to", "torch", "--data", "URL"),
     ("store", "compact", "URL"),
     ("store", "prune", "URL", "--max-size", "1GB"),
+    ("store", "relabel", "data", "URL", "--weights", "a=1"),
+    ("store", "render", "URL", "new"),
+    ("store", "upgrade", "URL", "new"),
+    ("store", "pin", "URL", "segment"),
+    ("store", "unpin", "URL", "segment"),
+    ("store", "pins", "URL"),
     ("demo", "--out", "URL"),
     ("config", "show", "--config", "URL"),
+    ("config", "check", "URL"),
+    ("config", "diff", "default", "URL"),
+    ("status", "data", "--html", "URL"),
 )
+"""Where a command takes a path of this machine, also beside a URL."""
+LOCAL_ONLY = {"doctor", "road"}
+"""Commands that name neither a dataset nor policies."""
+
+
+def test_every_command_says_whether_it_takes_urls():
+    known = {words[: 1 + (words[0] in ("store", "policy"))] for words in (*OPEN, *PLACES)}
+    every: set[tuple[str, ...]] = set()
+    for name, command in cast(Any, cli.make_command()).commands.items():
+        parts = command.commands if name in ("store", "policy") else {"": None}
+        every |= {(name, part) if part else (name,) for part in parts if name not in LOCAL_ONLY}
+    assert every == known
 
 
 @pytest.mark.parametrize("words", [*PLACES, *OPEN], ids=" ".join)
@@ -359,6 +401,13 @@ def test_a_url_is_refused_from_python_also_as_a_path(tmp_path, monkeypatch, url)
             lambda path=path: Dataset.create(path, spec),
             lambda path=path: train(datasets="data", run=path),
             lambda path=path: PolicyStore(path),
+            lambda path=path: Policy.load(path),
+            lambda path=path: SegmentWriter(path),
+            lambda path=path: audit([Path(path)]),
+            lambda path=path: ReplayDataset([path]),
+            lambda path=path: export_episodes(Path(path), tmp_path / "out", "npz"),
+            lambda path=path: export_episodes(Path("data"), Path(path), "npz"),
+            lambda path=path: import_episodes(tmp_path, Path(path), "npz"),
         ]
         if url in OTHER_URLS:
             uses += [

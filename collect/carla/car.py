@@ -18,6 +18,7 @@ import carla
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.carla.scene import Body
 from avtd3.collect.carla.server import REJECTED, Server
 from avtd3.collect.driving.world import VehicleState
 from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting
@@ -51,19 +52,32 @@ class Pose:
     """In [-pi, pi], clockwise."""
     velocity: complex
     """In m/s, x + iy in the world."""
+    pitch_rad: float = 0.0
+    roll_rad: float = 0.0
+
+    @property
+    def place(self) -> tuple[float, float, float, float, float, float]:
+        """Return x, y, yaw, z, pitch and roll, as they are recorded."""
+        return (self.x_m, self.y_m, self.yaw_rad, self.z_m, self.pitch_rad, self.roll_rad)
 
 
 class Car:
     """The driven vehicle, spawned at a start where the road has a height of `ground_m`.
+
+    `colour` is its attribute ``color``; None for that of the blueprint.
 
     Raises:
         WorldLost: The server did not answer; with reason ``spawn_refused``: the place is occupied.
         ConfigError: The server has no such vehicle.
     """
 
-    def __init__(self, server: Server, start: Start, ground_m: float) -> None:
+    def __init__(
+        self, server: Server, start: Start, ground_m: float, colour: str | None = None
+    ) -> None:
         self._server, self._ground_m = server, ground_m
         blueprint = self._blueprint()
+        if colour and blueprint.has_attribute("color"):
+            blueprint.set_attribute("color", colour)
         place = _transform(start, ground_m + _DROP_M)
         try:
             with server.calling("spawn the car"):
@@ -80,6 +94,8 @@ class Car:
         self.ahead_m: float = box.location.x
         """How far its middle is ahead of its origin."""
         self.length_m, self.width_m = 2.0 * box.extent.x, 2.0 * box.extent.y
+        self.body = body_of(self.actor, box)
+        """What is recorded of it."""
         self._commanded = _HOLD
         server.command(carla.command.ApplyVehicleControl(self.id, _HOLD))
 
@@ -224,14 +240,28 @@ class Motion:
 def pose_of(actor: "carla.ActorSnapshot", ahead_m: float = 0.0) -> Pose:
     """Return the pose of an actor whose middle is `ahead_m` ahead of its origin."""
     transform, velocity = actor.get_transform(), actor.get_velocity()
-    place, yaw_deg = transform.location, transform.rotation.yaw
-    yaw = math.radians(yaw_deg) if math.isfinite(yaw_deg) else math.nan
+    place, turn = transform.location, transform.rotation
+    yaw = math.radians(turn.yaw) if math.isfinite(turn.yaw) else math.nan
     return Pose(
         x_m=place.x + ahead_m * math.cos(yaw),
         y_m=place.y + ahead_m * math.sin(yaw),
         z_m=place.z,
         yaw_rad=math.remainder(yaw, math.tau),
         velocity=complex(velocity.x, velocity.y),
+        pitch_rad=math.radians(turn.pitch),
+        roll_rad=math.radians(turn.roll),
+    )
+
+
+def body_of(actor: carla.Actor, box: "carla.BoundingBox") -> Body:
+    """Return what is recorded of a vehicle or walker."""
+    return Body(
+        kind=actor.type_id,
+        colour=actor.attributes.get("color", ""),
+        length_m=2.0 * box.extent.x,
+        width_m=2.0 * box.extent.y,
+        height_m=2.0 * box.extent.z,
+        ahead_m=box.location.x,
     )
 
 
@@ -413,9 +443,17 @@ class Sensors:
         car: The car.
         mountings: Where each camera is, by name of its stream; ``image`` is the only one of a
             configuration without streams.
+        has_events: False for cameras only.
     """
 
-    def __init__(self, server: Server, car: Car, mountings: Mapping[str, Mounting]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        car: Car,
+        mountings: Mapping[str, Mounting],
+        *,
+        has_events: bool = True,
+    ) -> None:
         self._server, streams = server, server.config.streams
         self._eyes = {
             name: Eye(streams[name], streams[name].kind)
@@ -435,8 +473,9 @@ class Sensors:
         for name, eye in self._eyes.items():
             place = _mounted_at(mountings[name], car.ahead_m)
             self._mount(car, eye.sensor, place, _lens(eye.camera))
-        self._mount(car, "sensor.other.collision", carla.Transform(), {})
-        self._mount(car, "sensor.other.lane_invasion", carla.Transform(), {})
+        if has_events:
+            self._mount(car, "sensor.other.collision", carla.Transform(), {})
+            self._mount(car, "sensor.other.lane_invasion", carla.Transform(), {})
 
     def _mount(
         self, car: Car, kind: str, place: carla.Transform, attributes: dict[str, str]
@@ -455,12 +494,12 @@ class Sensors:
 
         A subscription is live some milliseconds after `listen`; data sent before is lost.
         """
-        *cameras, collision, invasion = self._mounted
+        receivers = [eye.receive for eye in self._eyes.values()]
+        if len(self._mounted) > len(receivers):
+            receivers += [self._touch, lambda event: self._markings.append(event.frame)]
         with self._server.calling("start its sensors", limit_s=None):
-            for camera, eye in zip(cameras, self._eyes.values(), strict=True):
-                camera.listen(eye.receive)
-            collision.listen(self._touch)
-            invasion.listen(lambda event: self._markings.append(event.frame))
+            for sensor, receive in zip(self._mounted, receivers, strict=True):
+                sensor.listen(receive)
         deadline_s = time.monotonic() + self._wait_s
         waiting = list(self._eyes.values())
         snapshot = self._server.tick()

@@ -24,7 +24,7 @@ from avtd3.collect.carla.car import Car, Sensors
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.doctor import CHECKS, FAILED, OK, WARNING, Finding
 from avtd3.collect.carla.server import BUSY, ReportPhase, Server, Settings
-from avtd3.collect.carla.session import Session
+from avtd3.collect.carla.session import Replay, Session
 from avtd3.collect.maps.camera_mounting import draw_mounting
 from avtd3.collect.maps.episode_setup import Start
 from avtd3.store.errors import Avtd3Error, WorldLost
@@ -179,10 +179,13 @@ def _result(check: str, text: str, state: str = OK, fix: str = "") -> CheckResul
 
 COMMANDS = {
     "session": ("open", "reset", "step", "surroundings", "vitals", "close"),
+    "replay": ("open", "begin", "show", "close"),
     "checkup": (*CHECKS, "close"),
 }
-"""Allowed commands, by the work that the parent chose: episodes, or the checks of the doctor."""
-_WORKERS: dict[str, type[Session] | type[Checkup]] = {"session": Session, "checkup": Checkup}
+"""Allowed commands, by the work that the parent chose: episodes, pictures of recorded ones, or the
+checks of the doctor."""
+_Work = Session | Replay | Checkup
+_WORKERS: dict[str, type[_Work]] = {"session": Session, "replay": Replay, "checkup": Checkup}
 _POLL_S = 0.5
 
 
@@ -207,9 +210,7 @@ def main(descriptor: int, parent: int) -> None:
         session.close()
 
 
-def _serve(
-    session: Session | Checkup, commands: tuple[str, ...], pipe: "Connection[Any, Any]"
-) -> bool:
+def _serve(session: _Work, commands: tuple[str, ...], pipe: "Connection[Any, Any]") -> bool:
     """Answer one command; return whether more may follow."""
     number, name, arguments = pipe.recv()
     assert name in commands, "the parent sends only known commands"

@@ -6,9 +6,11 @@ to the server's tick.
 
 import dataclasses
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avtd3.collect.driving.world import VehicleState, WorldFrame
 
@@ -19,9 +21,10 @@ _OF_FRAME = tuple(
 _OF_VEHICLE = tuple(field.name for field in dataclasses.fields(VehicleState))
 _from_frame, _from_vehicle = operator.attrgetter(*_OF_FRAME), operator.attrgetter(*_OF_VEHICLE)
 
-_Picture = tuple[str, tuple[int, ...], bytes]
-Packed = tuple[tuple[Any, ...], tuple[Any, ...], tuple[_Picture, ...]]
-"""Values of the frame, values of the vehicle; name, shape and bytes of each picture."""
+PackedPictures = tuple[tuple[str, tuple[int, ...], bytes], ...]
+"""Name, shape and bytes of each picture."""
+Packed = tuple[tuple[Any, ...], tuple[Any, ...], PackedPictures]
+"""Values of the frame, values of the vehicle, and the pictures."""
 _UNNAMED = ""
 """Name of the picture of a frame without streams."""
 
@@ -29,16 +32,23 @@ _UNNAMED = ""
 def pack(frame: WorldFrame) -> Packed:
     """Convert a frame to plain values."""
     named = {_UNNAMED: frame.image} if frame.streams is None else frame.streams
-    pictures = tuple((name, image.shape, image.tobytes()) for name, image in named.items())
-    return _from_frame(frame), _from_vehicle(frame.vehicle), pictures
+    return _from_frame(frame), _from_vehicle(frame.vehicle), pack_pictures(named)
+
+
+def pack_pictures(named: Mapping[str, NDArray[np.uint8]]) -> PackedPictures:
+    """Convert pictures by name to plain values."""
+    return tuple((name, image.shape, image.tobytes()) for name, image in named.items())
+
+
+def unpack_pictures(packed: PackedPictures) -> dict[str, NDArray[np.uint8]]:
+    """Convert plain values back to pictures, which are read-only."""
+    return {name: np.frombuffer(pixels, np.uint8).reshape(shape) for name, shape, pixels in packed}
 
 
 def unpack(packed: Packed) -> WorldFrame:
     """Convert plain values back to a frame; its pictures are read-only."""
     of_frame, of_vehicle, pictures = packed
-    named = {
-        name: np.frombuffer(pixels, np.uint8).reshape(shape) for name, shape, pixels in pictures
-    }
+    named = unpack_pictures(pictures)
     return WorldFrame(
         image=next(iter(named.values())),
         streams=None if _UNNAMED in named else named,

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import carla
 
 from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.scene import BUILT, PIXEL_M
 from avtd3.collect.maps.episode_setup import draw_network
 from avtd3.collect.maps.native_check import check_native
 from avtd3.collect.maps.network import RoadNetwork
@@ -45,7 +46,6 @@ _SUBSCRIBED_S = 0.5
 """Maximum wait for the snapshot of a tick that may have come before the subscription."""
 _LISTEN_S, _END_S, _BREAK_S = 1.0, 2.0, 0.2
 """How long to listen for a tick, and how long another process may take to end, with breaks."""
-_PIXEL_M = 0.1
 _CACHED_TOWNS = 8
 
 
@@ -312,6 +312,10 @@ class Town(NamedTuple):
     """The lanes."""
     raster: Raster
     """The ground under the wheels."""
+    text: str
+    """The OpenDRIVE text, as the server returned it."""
+    name: str
+    """Name of the server's map."""
 
 
 class Towns:
@@ -415,9 +419,32 @@ class Towns:
     def _prepare(self, name: str, is_generated: bool) -> Town:
         limit_s = self._server.config.load_timeout_s
         with self._server.calling("return its roads", limit_s=limit_s):
-            xodr = self._server.world.get_map().to_opendrive()
+            found = self._server.world.get_map()
+            xodr, on_server = found.to_opendrive(), found.name.rpartition("/")[2]
             network = RoadNetwork.from_opendrive(name, xodr, is_trusted=is_generated)
-            return Town(network=network, raster=Raster.paint(network, _PIXEL_M))
+            raster = Raster.paint(network, PIXEL_M)
+            return Town(network=network, raster=raster, text=xodr, name=on_server)
+
+    def show(self, name: str, xodr: str) -> None:
+        """Load the recorded map of a name, whose OpenDRIVE text is given.
+
+        Raises:
+            ConfigError: The server does not have it, or has another map of this name.
+        """
+        self._loaded = ""
+        if name == BUILT:
+            check_native(name, xodr)
+            self._build(name, xodr)
+        else:
+            self._go_to_map(name)
+        server, limit_s = self._server, self._server.config.load_timeout_s
+        with server.calling("return its roads", limit_s=limit_s):
+            found = server.world.get_map().to_opendrive()
+        if found.split() != xodr.split():
+            raise ConfigError(
+                f"map {name} of CARLA server {server.where} is not the one that was driven on: its "
+                "OpenDRIVE text differs; start a server with the same maps"
+            )
 
 
 def _key(scenario: Scenario, seed: int) -> str:

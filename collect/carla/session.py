@@ -1,6 +1,8 @@
 """`Session`: episodes on one server, in the client process."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import carla
@@ -9,45 +11,50 @@ from numpy.typing import NDArray
 
 from avtd3.collect.carla.car import Car, Contact, Motion, Pose, Sensors, move_spectator
 from avtd3.collect.carla.config import KEPT_WEATHER, SCENARIO_WEATHER, CarlaConfig
-from avtd3.collect.carla.packing import Packed, pack
-from avtd3.collect.carla.server import ReportPhase, Server, Settings, Town, Towns, asynchronous
+from avtd3.collect.carla.packing import Packed, PackedPictures, pack, pack_pictures
+from avtd3.collect.carla.scene import (
+    AWAY_M,
+    Body,
+    CarlaScene,
+    CarlaViews,
+    CarlaWeather,
+    Recorded,
+    draw_climate,
+)
+from avtd3.collect.carla.server import (
+    REJECTED,
+    ReportPhase,
+    Server,
+    Settings,
+    Town,
+    Towns,
+    asynchronous,
+)
 from avtd3.collect.carla.traffic import CarlaTraffic, Lights, ground_height
 from avtd3.collect.driving.world import Surroundings, VehicleState, WorldFrame, WorldStart
-from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting, draw_mounting
 from avtd3.collect.maps.contact import Course, Ego, find_nearby, ground_contact, lead_on_route
 from avtd3.collect.maps.episode_setup import EpisodeSetup, Start, draw_setup
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
-from avtd3.collect.sim.scene import pose_steps
-from avtd3.collect.sim.streams import BEV, BirdsEye
-from avtd3.store.errors import WorldError, WorldLost
-from avtd3.store.spec import IMAGE
+from avtd3.collect.sim.scene import random_state
+from avtd3.collect.sim.streams import route_steps
+from avtd3.store.errors import ConfigError, SpecError, WorldError, WorldLost, abbreviate
+from avtd3.store.files import sha256
+from avtd3.store.world_record import POSITION_STEPS_PER_M
 
 _TM_SEEDS = 2**31 - 1
-_SEEN_M = 1e4  # farther actors are in no view, and their positions may not fit whole steps
-_Range = tuple[float, float]
-# Values of `carla.WeatherParameters` for the weathers of `avtd3.collect.maps.weather`.
-_CLIMATES: dict[str, dict[str, _Range]] = {
-    "clear": {"cloudiness": (0, 20), "sun_altitude_angle": (30, 80)},
-    "overcast": {"cloudiness": (60, 95), "sun_altitude_angle": (20, 70), "fog_density": (0, 5)},
-    "rain": {
-        "cloudiness": (70, 100),
-        "precipitation": (30, 90),
-        "precipitation_deposits": (30, 80),
-        "wetness": (50, 100),
-        "wind_intensity": (20, 80),
-        "sun_altitude_angle": (15, 60),
-        "fog_density": (0, 15),
-    },
-    "fog": {
-        "cloudiness": (40, 90),
-        "sun_altitude_angle": (15, 60),
-        "fog_density": (30, 70),
-        "fog_distance": (0, 20),
-    },
-    "dusk": {"cloudiness": (0, 60), "sun_altitude_angle": (1, 10)},
-    "night": {"cloudiness": (0, 60), "sun_altitude_angle": (-60, -10)},
-}
+_WEATHER = tuple(
+    name
+    for name in dir(carla.WeatherParameters)
+    if isinstance(getattr(carla.WeatherParameters(), name), float)
+)
+_SPAWN_M, _APART_M = 50.0, 8.0
+"""How far above the road recorded actors are spawned, and the distance between two of them."""
+_SAME_M, _OFF_M = 0.5, 0.01
+"""Distance within which a traffic light is the recorded one, and an actor is at its place."""
+_FAR_M, _BELOW_M = 1e6, 500.0
+"""What is farther away is put this far below the ground."""
+_LIGHT_TICKS = 20
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -86,25 +93,16 @@ class Session:
         self._car: Car | None = None
         self._sensors: Sensors | None = None
         self._episode: _Episode | None = None
-        self._views: dict[str, BirdsEye] = {}
+        self._views: CarlaViews | None = None
+        self._row = b""
         self._foreign_ticks = 0
 
     def open(self, found: Settings | None) -> Settings:
-        """Connect, and remove the actors of a crashed run; return the settings to restore.
+        """Connect, see `_open`."""
+        self._found = _open(self.server, found)
+        return self._found
 
-        `found` are those settings if an earlier session knows them.
-        """
-        self.server.connect()
-        settings = self.server.settings()
-        leftovers = self.server.find_leftovers()
-        self.server.destroy(leftovers)
-        if found is None:
-            # With leftovers, the settings are those of a crashed run: no client would ever tick.
-            found = asynchronous(settings) if leftovers else settings
-        self._found = found
-        return found
-
-    def reset(self, scenario: Scenario, seed: int) -> tuple[WorldStart, tuple[str, ...]]:
+    def reset(self, scenario: Scenario, seed: int) -> tuple[WorldStart, tuple[str, ...], Recorded]:
         """Start an episode, see `World.reset`; return it with remarks for the user."""
         self._end()
         if not self._towns.is_loaded(scenario, seed):
@@ -119,8 +117,8 @@ class Session:
         assert self._car is not None
         car = self._car
         car.set_conditions(setup.weather.grip, weather)
-        self._views = self._open_views(town)
-        self._sensors = Sensors(self.server, car, self._mountings(setup.camera_rng))
+        scene = self._scene(town, car, route, setup, weather)
+        self._sensors = Sensors(self.server, car, scene.mountings())
         self._sensors.listen()
         self._traffic.spawn(
             town.network,
@@ -131,35 +129,40 @@ class Session:
         )
         self._traffic.find_all(car.id)
         self._lights.begin(car, route)
+        scene = scene._replace(bodies=self._traffic.bodies, lights=self._lights.places())
+        self._views = CarlaViews(scene, town.raster)
         frame = self._settle(town, setup, route, start)
         world_start = WorldStart(
             route=route, frame=frame, town=town.network.name, weather=setup.weather.name
         )
-        return world_start, self._notices(scenario, car, town, moved_m)
+        recorded = Recorded(scene.setup(), town.text, self._row)
+        return world_start, self._notices(scenario, car, town, moved_m), recorded
 
-    def _open_views(self, town: Town) -> dict[str, BirdsEye]:
-        """Return what draws the views from above, which no sensor of the server takes."""
-        streams = sorted(self.config.streams.items())
-        views = {name: BirdsEye(stream) for name, stream in streams if stream.kind == BEV}
-        for view in views.values():
-            view.show(town.raster)
-        return views
-
-    def _mountings(self, rng: np.random.Generator) -> dict[str, Mounting]:
-        """Draw where each camera is: all as if they were mounted on one frame."""
-        cameras: dict[str, FrontCamera] = {
-            name: stream
-            for name, stream in sorted(self.config.streams.items())
-            if stream.kind != BEV
-        }
-        if not self.config.streams:
-            cameras = {IMAGE: self.config.camera}
-        before = rng.bit_generator.state
-        drawn = {}
-        for name, camera in cameras.items():
-            rng.bit_generator.state = before
-            drawn[name] = draw_mounting(camera, rng)
-        return drawn
+    def _scene(
+        self,
+        town: Town,
+        car: Car,
+        route: Route,
+        setup: EpisodeSetup,
+        weather: carla.WeatherParameters | None,
+    ) -> CarlaScene:
+        """Return what is recorded of the episode, without the other actors."""
+        with self.server.calling("report its weather"):
+            found = self.server.world.get_weather() if weather is None else weather
+        values = {name: float(getattr(found, name)) for name in _WEATHER}
+        return CarlaScene(
+            map=sha256(town.text.encode()),
+            town=town.name,
+            period_s=self.config.control_period_s,
+            car=car.body,
+            bodies=(),
+            lights=(),
+            weather=CarlaWeather(setup.weather.name, values, weather is not None),
+            camera=self.config.camera,
+            streams=self.config.streams,
+            random=random_state(setup.camera_rng),
+            route=route_steps(route.points),
+        )
 
     def _spawn(self, town: Town, setup: EpisodeSetup) -> tuple[Route, Start, float]:
         """Spawn the car at the start, or further along the route if that is occupied."""
@@ -228,8 +231,8 @@ class Session:
             found.append(problem)
         return tuple(found)
 
-    def step(self, steer: float, pedal: float) -> Packed:
-        """Drive for one control period, and return the frame after it."""
+    def step(self, steer: float, pedal: float) -> tuple[Packed, bytes]:
+        """Drive for one control period; return the frame after it, and its row of the record."""
         episode = self._running()
         rolls_at = None if episode.is_rolling else episode.start.velocity
         episode.car.drive(steer, pedal, rolls_at)
@@ -240,7 +243,7 @@ class Session:
         episode.last_s = at_s
         pose = episode.car.pose(snapshot)
         state = episode.motion.update(pose, at_s, steer)
-        return pack(self._frame(episode, snapshot, pose, state, None))
+        return pack(self._frame(episode, snapshot, pose, state, None)), self._row
 
     def _frame(
         self,
@@ -274,7 +277,7 @@ class Session:
         frame, sensors = snapshot.frame, episode.sensors
         # The pictures are the last messages that the server sends for a frame.
         pictures = sensors.pictures(frame) if taken is None else taken
-        pictures |= self._look_down((x_m, y_m, state.yaw_rad))
+        pictures |= self._look_down(state, pose)
         named = {name: pictures[name] for name in sorted(pictures)}
         hit = sensors.collision() or Contact(frame, "", (0.0, 0.0, 0.0))
         return WorldFrame(
@@ -294,15 +297,21 @@ class Session:
             other_control=episode.is_rolling and car.has_other_control(),
         )
 
-    def _look_down(self, car: tuple[float, float, float]) -> dict[str, NDArray[np.uint8]]:
-        """Draw the views from above: the map, and the vehicles and walkers around the car."""
-        if not self._views:
-            return {}
-        traffic = self._traffic
-        near = np.flatnonzero(np.abs(traffic.at - complex(*car[:2])) < _SEEN_M)
-        poses = pose_steps(traffic.at[near], traffic.heading[near])
-        shapes = np.stack([traffic.length_m[near], traffic.width_m[near]], axis=1).tolist()
-        return {name: view.draw(car, poses, shapes, ()) for name, view in self._views.items()}
+    def _look_down(self, state: VehicleState, pose: Pose) -> dict[str, NDArray[np.uint8]]:
+        """Record what there is around the car, and draw the views from above from that."""
+        traffic, lights = self._traffic, self._lights.states()
+        places = np.array([*traffic.states[: len(traffic.bodies)], pose.place])
+        places = np.nan_to_num(places).clip(-AWAY_M, AWAY_M)
+        steps = np.rint(places * POSITION_STEPS_PER_M).astype(np.int64)
+        actors = np.zeros((2 * len(steps) - 1 + len(lights), 3), np.int64)
+        count = len(steps) - 1
+        actors[:count] = steps[:-1, :3]
+        actors[count], actors[count + 1 : 2 * count + 1] = steps[-1, 3:], steps[:-1, 3:]
+        actors[2 * count + 1 :, 0] = lights
+        car = (state.x_m, state.y_m, state.yaw_rad)
+        self._row = np.array(car).tobytes() + actors.tobytes()
+        assert self._views is not None, "they were opened"
+        return self._views.draw(car, actors)
 
     def surroundings(self) -> Surroundings:
         """Return the lanes and vehicles around the car; see `World.surroundings`."""
@@ -367,8 +376,209 @@ def _weather_parameters(
         return None
     if choice != SCENARIO_WEATHER:
         return getattr(carla.WeatherParameters, choice)
+    return _weather_of(draw_climate(drawn, rng))
+
+
+def _weather_of(values: Mapping[str, float]) -> carla.WeatherParameters:
     weather = carla.WeatherParameters()
-    weather.sun_azimuth_angle = rng.uniform(0.0, 360.0)
-    for name, limits in _CLIMATES[drawn].items():
-        setattr(weather, name, rng.uniform(*limits))
+    for name, value in values.items():
+        if name not in _WEATHER:
+            raise SpecError(f"the state has a weather with {abbreviate(name)}, which CARLA lacks")
+        setattr(weather, name, value)
     return weather
+
+
+def _open(server: Server, found: Settings | None) -> Settings:
+    """Connect, and remove the actors of a crashed run; return the settings to restore.
+
+    `found` are those settings if an earlier session knows them.
+    """
+    server.connect()
+    settings = server.settings()
+    leftovers = server.find_leftovers()
+    server.destroy(leftovers)
+    if found is None:
+        # With leftovers, the settings are those of a crashed run: no client would ever tick.
+        found = asynchronous(settings) if leftovers else settings
+    return found
+
+
+class Replay:
+    """Shows recorded states on one server, and takes pictures of them.
+
+    No actor has physics: before each tick, all are moved to where they were.
+    """
+
+    def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
+        self._config = config
+        self.server = Server(config, port, report_phase)
+        self._towns = Towns(self.server)
+        self._found: Settings | None = None
+        self._car: Car | None = None
+        self._sensors: Sensors | None = None
+        self._actors: list[tuple[int, float]] = []
+        self._lights: list[carla.TrafficLight] = []
+
+    def open(self, found: Settings | None) -> Settings:
+        """Connect, see `_open`."""
+        self._found = _open(self.server, found)
+        return self._found
+
+    def begin(
+        self,
+        setup: Mapping[str, Any],
+        text: str,
+        car: NDArray[np.float64],
+        actors: NDArray[np.int64],
+    ) -> None:
+        """Prepare an episode, given the setup and the first row of its record and its map."""
+        self._end()
+        scene, server = CarlaScene.parse(setup), self.server
+        server.config = dataclasses.replace(
+            self._config,
+            vehicle=scene.car.kind,
+            camera=scene.camera,
+            streams=scene.streams,
+            control_period_s=scene.period_s,
+        )
+        self._towns.show(scene.town, text)
+        server.synchronise()
+        self._check_blueprints(scene)
+        weather = _weather_of(scene.weather.values)
+        server.world.set_weather(weather)
+        height_m = _SPAWN_M + float(actors[len(scene.bodies), 0]) / POSITION_STEPS_PER_M
+        start = Start(x_m=car.item(0), y_m=car.item(1), yaw_rad=car.item(2), speed_mps=0.0)
+        self._car = Car(server, start, height_m, scene.car.colour)
+        self._car.set_conditions(1.0, weather if scene.weather.has_lamps else None)
+        self._actors = [(self._car.id, scene.car.ahead_m)]
+        for number, body in enumerate(scene.bodies):
+            self._spawn(body, actors[number], height_m + _APART_M * (number + 1))
+        fixed = [carla.command.SetSimulatePhysics(number, False) for number, _ in self._actors]
+        server.command(*fixed, what="switch physics off")
+        server.tick()  # before its first snapshot, the state of an actor is uninitialised memory
+        self._find_lights(scene)
+        self._place(car, actors)
+        self._sensors = Sensors(server, self._car, scene.mountings(), has_events=False)
+        self._sensors.listen()
+
+    def _check_blueprints(self, scene: CarlaScene) -> None:
+        with self.server.calling("list its blueprints"):
+            known = {entry.id for entry in self.server.world.get_blueprint_library()}
+        missing = {body.kind for body in (scene.car, *scene.bodies)} - known
+        if missing:
+            raise ConfigError(
+                f"CARLA server {self.server.where} has no blueprint {', '.join(sorted(missing))}, "
+                "which the recorded episode shows; start a server with the same content"
+            )
+
+    def _spawn(self, body: Body, pose: NDArray[np.int64], height_m: float) -> None:
+        """Spawn an actor above its place, where nothing is in the way."""
+        with self.server.calling("spawn traffic"):
+            blueprint = self.server.world.get_blueprint_library().find(body.kind)
+            blueprint.set_attribute("role_name", self.server.mark)
+            if body.colour and blueprint.has_attribute("color"):
+                blueprint.set_attribute("color", body.colour)
+            x_m, y_m = (pose[:2] / POSITION_STEPS_PER_M).clip(-_FAR_M, _FAR_M).tolist()
+            place = carla.Transform(carla.Location(x_m, y_m, height_m))
+            actor = self.server.world.spawn_actor(blueprint, place)
+        self._actors.append((actor.id, body.ahead_m))
+
+    def _find_lights(self, scene: CarlaScene) -> None:
+        """Find the recorded lights by their places, and keep them from changing by themselves."""
+        with self.server.calling("list its traffic lights"):
+            found = list(self.server.world.get_actors().filter("traffic.traffic_light*"))
+        self._lights = []
+        for at in scene.lights:
+            place = carla.Location(*at)
+            near = [light for light in found if light.get_location().distance(place) < _SAME_M]
+            if not near:
+                raise ConfigError(
+                    f"CARLA server {self.server.where} has no traffic light at {at}, where the "
+                    "recorded episode has one; start a server with the same maps"
+                )
+            self._lights.append(near[0])
+        if self._lights:
+            self._lights[0].freeze(True)  # all of the map
+
+    def _place(self, car: NDArray[np.float64], actors: NDArray[np.int64]) -> None:
+        """Move all actors to where they are in a row, and set the traffic lights."""
+        count = len(self._actors) - 1
+        values = actors / POSITION_STEPS_PER_M
+        poses = np.vstack([car, values[:count]])
+        tilts = values[count : 2 * count + 1]
+        self._wanted = [
+            (number, origin_of(pose, tilt, ahead_m))
+            for (number, ahead_m), pose, tilt in zip(self._actors, poses, tilts, strict=True)
+        ]
+        self._states = actors[2 * count + 1 :, 0].tolist()
+        for light, state in zip(self._lights, self._states, strict=True):
+            if int(light.state) != state:
+                light.set_state(carla.TrafficLightState.values[state])
+        moves = [carla.command.ApplyTransform(*each) for each in self._wanted]
+        self.server.command(*moves, what="move the actors")
+
+    def show(self, car: NDArray[np.float64], actors: NDArray[np.int64]) -> PackedPictures:
+        """Return the pictures of a row: of the car's pose and of the other rows of the record."""
+        assert self._sensors is not None, "begin comes first"
+        self._place(car, actors)
+        snapshot = self.server.tick()
+        for _ in range(_LIGHT_TICKS):
+            # Nothing confirms the state of a light, which may come into force one tick late.
+            if [int(light.state) for light in self._lights] == self._states:
+                break
+            snapshot = self.server.tick()
+        else:
+            raise WorldLost(
+                f"CARLA server {self.server.where} does not set its traffic lights to the recorded "
+                f"states in {_LIGHT_TICKS} ticks; check its log",
+                REJECTED,
+            )
+        for number, wanted in self._wanted:
+            found = snapshot.find(number)
+            off_m = found.get_transform().location.distance(wanted.location) if found else math.inf
+            if not off_m < _OFF_M:
+                raise WorldLost(
+                    f"CARLA server {self.server.where} has actor {number} {off_m:.3g} m off its "
+                    "recorded place; check whether another client uses it",
+                    REJECTED,
+                )
+        return pack_pictures(self._sensors.pictures(snapshot.frame))
+
+    def _end(self) -> None:
+        """Remove the actors of the episode, and let the traffic lights change again."""
+        sensors, self._sensors = self._sensors, None
+        if sensors is not None:
+            sensors.close()
+        ids = [number for number, _ in self._actors]
+        if self._car is not None and not ids:
+            ids = [self._car.id]
+        lights, self._actors, self._car, self._lights = self._lights, [], None, []
+        if not self.server.is_gone:
+            for light in lights[:1]:
+                light.freeze(False)
+            self.server.destroy(ids)
+
+    def close(self) -> bool:
+        """Remove our actors and restore the server's settings; return whether that succeeded."""
+        try:
+            self._end()
+        except WorldLost:
+            return False
+        if self._found is not None and not self.server.is_gone:
+            self.server.restore(self._found)
+        return not self.server.is_gone
+
+
+def origin_of(
+    pose: NDArray[np.float64], tilt: NDArray[np.float64], ahead_m: float
+) -> carla.Transform:
+    """Return where the origin of an actor is, whose middle is `ahead_m` ahead of it."""
+    (x_m, y_m, yaw), (z_m, pitch, roll) = pose.tolist(), tilt.tolist()
+    if abs(x_m) > _FAR_M or abs(y_m) > _FAR_M:  # it was nowhere
+        x_m = y_m = 0.0
+        z_m = -_BELOW_M
+    x_m, y_m = x_m - ahead_m * math.cos(yaw), y_m - ahead_m * math.sin(yaw)
+    pitch_deg, yaw_deg, roll_deg = map(math.degrees, (pitch, yaw, roll))
+    return carla.Transform(
+        carla.Location(x_m, y_m, z_m), carla.Rotation(pitch_deg, yaw_deg, roll_deg)
+    )

@@ -16,7 +16,8 @@ import carla
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.carla.car import Car, Pose, pose_of
+from avtd3.collect.carla.car import Car, Pose, body_of, pose_of
+from avtd3.collect.carla.scene import AWAY_M, LEVEL_M, MOST_BODIES, MOST_LIGHTS, SLOPE, Body
 from avtd3.collect.carla.server import REJECTED, Server
 from avtd3.collect.maps.episode_setup import Start
 from avtd3.collect.maps.network import Lane, RoadNetwork
@@ -35,9 +36,7 @@ _WAKE_S = 2.0
 # msgpack-RPC of `set_synchronous_mode(False)` and of `set_synchronous_mode(True)`.
 _LEAVE = b"\x94\x00\x01\xb4set_synchronous_mode\x91\xc2"
 _ENTER = b"\x94\x00\x02\xb4set_synchronous_mode\x91\xc3"
-_AWAY = complex(1e9, 1e9)
-_LEVEL_M, _SLOPE = 3.0, 0.08
-"""Vehicles that are this much above or below, more with the distance, are on another level."""
+_AWAY, _NOWHERE = complex(1e9, 1e9), (AWAY_M, AWAY_M, 0.0, 0.0, 0.0, 0.0)
 _KERB_M = 1.0
 _CROSSING_SHARE = 0.3
 _WALK_MPS = (1.0, 1.8)
@@ -47,7 +46,8 @@ class CarlaTraffic:
     """The other vehicles and walkers of an episode, including those of other clients.
 
     Attributes are those of `avtd3.collect.maps.contact.OtherVehicles`: `at`, `heading`,
-    `speed_mps`, `length_m`, `width_m`, one entry per vehicle or walker.
+    `speed_mps`, `length_m`, `width_m`, one entry per vehicle or walker. `states`, float64 (N, 6),
+    has x, y, yaw, z, pitch and roll of each, also on another level.
     """
 
     def __init__(self, server: Server) -> None:
@@ -59,6 +59,8 @@ class CarlaTraffic:
         """Number of our vehicles and of our walkers that found no room."""
         self.wakes = 0
         """Times that the traffic manager had to be woken."""
+        self.bodies: list[Body] = []
+        """What is recorded of them, in the same order, of the first."""
         self._resize([])
 
     @property
@@ -75,6 +77,7 @@ class CarlaTraffic:
         self.speed_mps = np.zeros(count)
         self.length_m = np.array([2.0 * box.extent.x for _, box in actors])
         self.width_m = np.array([2.0 * box.extent.y for _, box in actors])
+        self.states = np.zeros((count, 6))
 
     def spawn(
         self,
@@ -205,18 +208,23 @@ class CarlaTraffic:
             actors = self._server.world.get_actors()
             movers = [*actors.filter("vehicle.*"), *actors.filter("walker.*")]
             movers = sorted((a for a in movers if a.id != car_id), key=lambda actor: int(actor.id))
-            self._resize([(actor.id, actor.bounding_box) for actor in movers])
+            boxes = [actor.bounding_box for actor in movers]
+        self._resize([(actor.id, box) for actor, box in zip(movers, boxes, strict=True)])
+        self.bodies = [*map(body_of, movers, boxes)][:MOST_BODIES]
 
     def update(self, snapshot: carla.WorldSnapshot, car: Pose) -> None:
         """Update all positions from a snapshot; what is on another level than the car is away."""
         for number, actor_id in enumerate(self._ids):
             found = snapshot.find(actor_id)
             self.at[number], self.speed_mps[number] = _AWAY, 0.0
+            self.states[number] = _NOWHERE
             if found is None:
                 continue
             pose = pose_of(found, self._ahead_m[number])
+            if all(map(math.isfinite, pose.place)):
+                self.states[number] = pose.place
             apart = math.hypot(pose.x_m - car.x_m, pose.y_m - car.y_m)
-            if not abs(pose.z_m - car.z_m) < _LEVEL_M + _SLOPE * apart:
+            if not abs(pose.z_m - car.z_m) < LEVEL_M + SLOPE * apart:
                 continue  # also if a number is not finite
             heading = complex(math.cos(pose.yaw_rad), math.sin(pose.yaw_rad))
             self.at[number], self.heading[number] = complex(pose.x_m, pose.y_m), heading
@@ -332,6 +340,7 @@ class Lights:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._known: dict[int, list[tuple[complex, complex]]] = {}
+        self._recorded: list[carla.TrafficLight] = []
         self._stops: list[tuple[float, carla.TrafficLight]] = []
         self._inside: carla.TrafficLight | None = None
 
@@ -346,7 +355,9 @@ class Lights:
         points = route.points.view(np.complex128)[:, 0]
         self._stops = []
         with self._server.calling("describe its traffic lights"):
-            for light in self._server.world.get_actors().filter(_LIGHT):
+            lights = self._server.world.get_actors().filter(_LIGHT)
+            self._recorded = sorted(lights, key=lambda light: _away(light, points[0]))[:MOST_LIGHTS]
+            for light in lights:
                 if light.id not in self._known:
                     self._known[light.id] = [*map(_stop_line, light.get_stop_waypoints())]
                 for at, way in self._known[light.id]:
@@ -356,6 +367,15 @@ class Lights:
                     if away[nearest] < _STOP_REACH_M and along > _SAME_WAY:
                         self._stops.append((float(route.distance_m[nearest]), light))
         self._stops.sort(key=lambda stop: stop[0])
+
+    def places(self) -> list[list[float]]:
+        """Return x, y and z of the lights that are recorded: those nearest to the start."""
+        found = [light.get_location() for light in self._recorded]
+        return [[place.x, place.y, place.z] for place in found]
+
+    def states(self) -> list[int]:
+        """Return the states of the same lights, as numbers of `carla.TrafficLightState`."""
+        return [int(light.state) for light in self._recorded]
 
     def update(self, distance_m: float, speed_mps: float) -> tuple[float, bool]:
         """Return free metres to a stop line that is closed, and whether a red light was run.
@@ -386,6 +406,11 @@ class Lights:
         ran = has_left and _is_red(left) and speed_mps > _STANDING_MPS
         is_red = inside is not None and _is_red(inside)
         return (_UNKNOWN_STOP_M if is_red else math.inf), ran
+
+
+def _away(light: carla.TrafficLight, start: complex) -> float:
+    place = light.get_location()
+    return abs(complex(place.x, place.y) - start)
 
 
 def _is_red(light: carla.TrafficLight) -> bool:

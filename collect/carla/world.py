@@ -29,9 +29,11 @@ from numpy.typing import NDArray
 from avtd3.collect.carla.client_process import ClientProcess
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.packing import Packed, unpack
+from avtd3.collect.carla.scene import Recorded
 from avtd3.collect.driving.world import Surroundings, WorldFrame, WorldStart
 from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import Avtd3Error, WorldError, WorldLost
+from avtd3.store.world_record import WorldRecord
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.1
@@ -227,6 +229,8 @@ class CarlaWorld:
         self.streams = {n: config.streams[n].image for n in sorted(config.streams)}
         """The named streams of its frames; none if they have only an image."""
         self.notices: tuple[str, ...] = ()
+        self._recorded: Recorded | None = None
+        self._rows: list[bytes] = []
         self._child: ClientProcess | None = None
         self._found: dict[str, Any] | None = None
         self._losses, self._starts, self._episodes = 0, 0, 0
@@ -254,7 +258,8 @@ class CarlaWorld:
             child = self._connected()
             self._episodes += 1
             start: WorldStart
-            start, self.notices = child.ask("reset", scenario, seed)
+            start, self.notices, self._recorded = child.ask("reset", scenario, seed)
+            self._rows = [self._recorded.row]
         self._is_running = True
         return start
 
@@ -296,11 +301,24 @@ class CarlaWorld:
                 "check the driver"
             )
         with self._ending_lost_child():
-            packed: Packed = self._current().ask(
-                "step", *values, limit_s=self.config.step_timeout_s
-            )
+            packed: Packed
+            packed, row = self._current().ask("step", *values, limit_s=self.config.step_timeout_s)
         self._losses = 0
+        self._rows.append(row)
         return unpack(packed)
+
+    def world_record(self) -> WorldRecord:
+        """Return the state in each observation of the episode so far, also after a loss."""
+        if self._recorded is None:
+            raise WorldError("the simulator has no running episode; call reset() first")
+        rows = np.frombuffer(b"".join(self._rows), np.int64).reshape(len(self._rows), -1, 3)
+        ego, actors = np.ascontiguousarray(rows[:, 0]).view(np.float64), rows[:, 1:]
+        return WorldRecord(
+            setup=self._recorded.setup,
+            ego=ego,
+            actors=np.ascontiguousarray(actors),
+            map_text=self._recorded.map_text,
+        )
 
     def _current(self) -> ClientProcess:
         if self._child is None:

@@ -10,17 +10,23 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.maps.camera_mounting import draw_mounting
+from avtd3.collect.maps.camera_mounting import FrontCamera, draw_mounting
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.weather import Weather, draw_weather
 from avtd3.collect.sim.camera import Camera, CameraConfig
-from avtd3.collect.sim.streams import FrontDrawer, StreamCamera, StreamDrawer, open_drawer
+from avtd3.collect.sim.streams import (
+    FrontDrawer,
+    StreamCamera,
+    StreamDrawer,
+    open_drawer,
+    route_line,
+)
 from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.maps import read_map
 from avtd3.store.spec import IMAGE
@@ -29,7 +35,8 @@ from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M, 
 ROAD = "road"
 """Name of the built-in simulator in a record's setup."""
 _CACHED_MAPS, _CACHED_CAMERAS = 16, 16
-_RANDOM_KEYS = ("state", "inc", "has_uint32", "uinteger")
+_FAR_STEPS = 1 << 40
+RANDOM_KEYS = ("state", "inc", "has_uint32", "uinteger")
 
 
 def pose_steps(at: NDArray[np.complex128], heading: NDArray[np.complex128]) -> NDArray[np.int64]:
@@ -50,7 +57,7 @@ def random_state(rng: np.random.Generator) -> dict[str, str | int]:
 
 def stored_generator(stored: Mapping[str, Any]) -> np.random.Generator:
     """Return a generator in a stored state."""
-    state, inc, has_uint32, uinteger = (stored[name] for name in _RANDOM_KEYS)
+    state, inc, has_uint32, uinteger = (stored[name] for name in RANDOM_KEYS)
     bits = np.random.PCG64()
     bits.state = {
         "bit_generator": "PCG64",
@@ -78,6 +85,8 @@ class Scene(NamedTuple):
     """Number of each picture among those that the simulator drew; None for 0, 1, 2, ..."""
     streams: Mapping[str, StreamCamera] = MappingProxyType({})
     """Cameras of named streams; with any, nothing is drawn with `camera`."""
+    route: Sequence[Sequence[int]] | None = None
+    """The route, as `route_steps` returns it; None if it is not known."""
 
     def setup(self) -> dict[str, Any]:
         """Return the JSON object that `parse` reads, with the drawn mounting for other readers."""
@@ -93,6 +102,7 @@ class Scene(NamedTuple):
             "random": dict(self.random),
             "actors": [list(shape) for shape in self.actors],
             **({} if self.frames is None else {"frames": list(self.frames)}),
+            **({} if self.route is None else {"route": [list(axis) for axis in self.route]}),
         }
         return {**setup, "streams": streams} if streams else setup
 
@@ -113,13 +123,14 @@ class Scene(NamedTuple):
                 pixel_m=_checked(setup["pixel_m"]),
                 camera=CameraConfig(**setup["camera"]),
                 weather=Weather(**weather),
-                random={name: setup["random"][name] for name in _RANDOM_KEYS},
+                random={name: setup["random"][name] for name in RANDOM_KEYS},
                 actors=[[_checked(size) for size in shape] for shape in setup["actors"]],
                 streams={
                     name: StreamCamera(**camera)
                     for name, camera in setup.get("streams", {}).items()
                 },
                 frames=_parse_frames(setup.get("frames")),
+                route=parse_route(setup.get("route")),
             )
             stored_generator(scene.random)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -131,6 +142,17 @@ class Scene(NamedTuple):
             raise SpecError("the state cannot be drawn: its pixel_m or a vehicle is impossible")
         return scene
 
+    def changed(self, changes: "SceneChanges", seed: int) -> "Scene":
+        """Return the scene of an episode with changes; the same seed gives the same weather."""
+        weather = self.weather
+        if changes.weather:
+            weather = draw_weather(changes.weather, changes.generator(seed))
+        return self._replace(
+            camera=changes.apply_to_camera(self.camera),
+            weather=weather,
+            streams=changes.apply_to_streams(self.camera, self.streams),
+        )
+
 
 def _parse_frames(value: Any) -> list[int] | None:  # noqa: ANN401 - any JSON value
     if value is None:
@@ -140,10 +162,25 @@ def _parse_frames(value: Any) -> list[int] | None:  # noqa: ANN401 - any JSON va
     return value
 
 
+def parse_route(value: Any) -> list[list[int]] | None:  # noqa: ANN401 - any JSON value
+    """Read the route of a setup; raise ValueError if it is none."""
+    if value is None:
+        return None
+    is_pair = isinstance(value, list) and [type(axis) for axis in value] == [list, list]
+    if not is_pair or not 2 <= len(value[0]) == len(value[1]):
+        raise ValueError("route is no pair of equally long lists")
+    if not all(type(step) is int and abs(step) < _FAR_STEPS for axis in value for step in axis):
+        raise ValueError("route has a step that is no whole number of millimetres")
+    return [list(axis) for axis in value]
+
+
 def _checked(value: Any, is_text: bool = False) -> Any:  # noqa: ANN401 - any JSON value
     if not isinstance(value, str if is_text else int | float) or value != value:
         raise ValueError(f"{abbreviate(value)} is no {'text' if is_text else 'number'}")
     return value
+
+
+CameraT = TypeVar("CameraT", bound=FrontCamera)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,12 +219,18 @@ class SceneChanges:
         document = {"camera": dict(self.camera), "weather": self.weather}
         return {**document, "streams": streams} if streams else document
 
-    def apply_to_camera(self, camera: CameraConfig) -> CameraConfig:
-        """Return a camera with the changes."""
+    def apply_to_camera(self, camera: CameraT) -> CameraT:
+        """Return a camera with the changes; raise ConfigError if it lacks such a setting."""
+        known = {field.name for field in dataclasses.fields(camera)}
+        if unknown := self.camera.keys() - known:
+            raise ConfigError(
+                f"camera.{min(unknown)} cannot be changed: the camera of this simulator does not "
+                f"have it, expected one of: {', '.join(sorted(known))}"
+            )
         return dataclasses.replace(camera, **self.camera)
 
     def apply_to_streams(
-        self, camera: CameraConfig, recorded: Mapping[str, StreamCamera]
+        self, camera: FrontCamera, recorded: Mapping[str, StreamCamera]
     ) -> dict[str, StreamCamera]:
         """Return the cameras of all streams to draw; none without named streams."""
         if not self.streams:
@@ -198,18 +241,10 @@ class SceneChanges:
             for name, settings in sorted(self.streams.items())
         }
 
-    def apply(self, scene: Scene, seed: int) -> Scene:
-        """Return the scene of an episode with the changes; the same seed gives the same weather."""
-        weather = scene.weather
-        if self.weather:
-            # Another stream than those of the episode itself.
-            rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)).spawn(1)[0])
-            weather = draw_weather(self.weather, rng)
-        return scene._replace(
-            camera=self.apply_to_camera(scene.camera),
-            weather=weather,
-            streams=self.apply_to_streams(scene.camera, scene.streams),
-        )
+    @staticmethod
+    def generator(seed: int) -> np.random.Generator:
+        """Return what draws the weather: another stream than those of the episode itself."""
+        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)).spawn(1)[0])
 
 
 def _check_settings(settings: Mapping[str, Any], camera: CameraConfig) -> None:
@@ -234,8 +269,9 @@ class SceneCameras:
         """Prepare the episode of a scene: each camera makes the same random draws."""
         streams: Mapping[str, CameraConfig] = scene.streams or {IMAGE: scene.camera}
         self._drawers = {name: self._opened(name, config) for name, config in streams.items()}
+        route = None if scene.route is None else route_line(scene.route)
         for drawer in self._drawers.values():
-            drawer.reset(raster, scene.weather, stored_generator(scene.random))
+            drawer.reset(raster, scene.weather, stored_generator(scene.random), route)
 
     def skip_to(self, frame: int) -> None:
         """Draw a frame of the episode next, counted from 0."""

@@ -18,7 +18,7 @@ import colorsys
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,23 +29,31 @@ from avtd3.collect.maps.raster import COARSE, EDGE, GAP, PAINT, TEXTURES, VERGE,
 from avtd3.collect.maps.weather import Weather
 from avtd3.collect.sim.boxes import Box, Light, draw_boxes
 from avtd3.collect.sim.camera import Camera, CameraConfig, GroundWindow
-from avtd3.store.errors import ConfigError, check_integers
+from avtd3.store.errors import ConfigError, SpecError, check_integers
 from avtd3.store.spec import MAX_AXIS, ImageSpec
 from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M
 
 # The live simulator searches with exact positions up to NEAR_M: a few steps of rounding below it.
 SEEN_M = NEAR_M - 1e-5
 """Distance within which front cameras show vehicles."""
-BEV = "bev"
-"""The kind that no camera takes."""
+FROM_ABOVE = ("bev", "bev_route")
+"""The kinds that no camera takes."""
 PLANES = {
     "gray": ("gray",),
     "rgb": ("red", "green", "blue"),
     "semantic": ("road", "marking", "verge", "sky", "vehicle"),
     "bev": ("road", "marking", "verge", "vehicle", "oncoming"),
+    "bev_route": ("road", "marking", "verge", "vehicle", "oncoming", "route"),
 }
 """What the planes of each kind of picture are."""
 _LUMA = (0.299, 0.587, 0.114)
+ROUTE_HALF_M = 1.0
+"""Half the width of a route in the view from above."""
+_ROUTE_EVERY_M = 0.25
+MOST_POINTS = 20_000
+"""Most points of a route that is stored."""
+Line: TypeAlias = NDArray[np.complex128]
+"""Points in metres, x + iy."""
 # Red, green and blue, by ground class: grass, earth, gravel and asphalt; paint is white.
 _GROUND_TINTS = ((0.72, 1.14, 0.58), (1.16, 0.98, 0.72), (1.05, 1.0, 0.9), (0.99, 1.0, 1.03))
 _SKY_TINT = (0.76, 1.0, 1.45)
@@ -62,8 +70,9 @@ class StreamCamera(CameraConfig):
     """
 
     kind: str = "gray"
-    """``gray``, ``rgb``, ``semantic`` (masks of what the front camera shows) or ``bev`` (masks of
-    the surroundings from above); docs/streams.md says what their planes are."""
+    """``gray``, ``rgb``, ``semantic`` (masks of what the front camera shows), ``bev`` (masks of the
+    surroundings from above) or ``bev_route`` (these and the route); docs/streams.md says what their
+    planes are."""
     stack: int = 4
     """Frames per observation, oldest first."""
     stride: int = 1
@@ -98,8 +107,10 @@ class StreamCamera(CameraConfig):
 class StreamDrawer(Protocol):
     """Draws the frames of one stream."""
 
-    def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
-        """Prepare an episode on the ground of a raster."""
+    def reset(
+        self, raster: Raster, weather: Weather, rng: np.random.Generator, route: Line | None
+    ) -> None:
+        """Prepare an episode on the ground of a raster, with a route if it is known."""
 
     def skip_to(self, frame: int) -> None:
         """Draw a frame of the episode next, counted from 0: its noise depends on the number."""
@@ -235,7 +246,9 @@ class FrontDrawer:
     def __init__(self, camera: Camera) -> None:
         self._camera = camera
 
-    def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
+    def reset(
+        self, raster: Raster, weather: Weather, rng: np.random.Generator, route: Line | None
+    ) -> None:
         """See `StreamDrawer`."""
         self._camera.reset(raster, weather, rng)
 
@@ -263,6 +276,7 @@ class BirdsEye:
 
     def __init__(self, config: StreamCamera) -> None:
         self._config, self._window = config, GroundWindow()
+        self._shows_route, self._route = config.kind == "bev_route", np.zeros(0, np.complex128)
         self._masks = [shares.tobytes() for shares in _ground_masks()]
         height, width, side_m = config.height, config.width, config.metres_per_pixel
         rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
@@ -274,15 +288,25 @@ class BirdsEye:
         self._points = (self._at + inside).reshape(-1)
         self._reach_m = float(np.abs(self._points).max())
 
-    def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
+    def reset(
+        self, raster: Raster, weather: Weather, rng: np.random.Generator, route: Line | None
+    ) -> None:
         """See `StreamDrawer`; nothing is drawn at random."""
-        self.show(raster)
+        self.show(raster, route)
 
     def skip_to(self, frame: int) -> None:
         """See `StreamDrawer`; all frames are drawn in the same way."""
 
-    def show(self, raster: Raster) -> None:
-        """Look at the ground of a raster."""
+    def show(self, raster: Raster, route: Line | None = None) -> None:
+        """Look at the ground of a raster, and at a route; raise SpecError if it is missing."""
+        if self._shows_route:
+            if route is None:
+                raise SpecError(
+                    "the route is not known, which bev_route shows: it was not stored by earlier "
+                    f"versions, and is not for routes of more than {MOST_POINTS} points; draw bev, "
+                    "or collect again"
+                )
+            self._route = _dense(route)
         self._window.show(raster)
         pixel_m = raster.pixel_m
         near_m, far_m = (reach_m - 2.0 * pixel_m for reach_m in GroundWindow.reach_m(pixel_m))
@@ -306,15 +330,33 @@ class BirdsEye:
         x_m, y_m, yaw_rad = car
         config, turn = self._config, complex(math.cos(yaw_rad), math.sin(yaw_rad))
         codes = self._codes(complex(x_m, y_m), turn)
-        planes = np.zeros((5, config.height, config.width), np.uint8)
+        planes = np.zeros(config.image.frame_shape, np.uint8)
         places = config.supersample**2
         for plane, table in zip(planes, self._masks, strict=False):
             # bytes.translate is the fastest table look-up, see `GroundRays.brightness`.
             seen = np.frombuffer(codes.translate(table), np.uint8).reshape(places, *plane.shape)
             plane[:] = (np.add.reduce(seen, axis=0, dtype=np.uint16) + places // 2) // places
         if len(poses):
-            self._draw_vehicles(planes, complex(x_m, y_m), turn, poses, shapes)
+            self._draw_vehicles(planes[:5], complex(x_m, y_m), turn, poses, shapes)
+        if self._shows_route:
+            self._draw_route(planes[5], complex(x_m, y_m), turn)
         return planes
+
+    def _draw_route(self, plane: NDArray[np.uint8], here: complex, turn: complex) -> None:
+        """Mark the pixels whose centres are near the route, also where a vehicle is."""
+        config, side_m = self._config, self._config.metres_per_pixel
+        at = self._route - here
+        at = at[np.abs(at) < self._reach_m + ROUTE_HALF_M] * turn.conjugate()
+        rows = (1.0 - config.behind_share) * config.height - 0.5 - at.real / side_m
+        columns = config.width / 2.0 - 0.5 + at.imag / side_m
+        half = max(ROUTE_HALF_M / side_m, 0.5)
+        around = np.arange(-math.ceil(half), math.ceil(half) + 1)
+        row = np.rint(rows).astype(np.intp)[:, None, None] + around[:, None]
+        column = np.rint(columns).astype(np.intp)[:, None, None] + around
+        is_near = (row - rows[:, None, None]) ** 2 + (column - columns[:, None, None]) ** 2
+        shown = is_near <= half * half
+        shown &= (row >= 0) & (row < config.height) & (column >= 0) & (column < config.width)
+        plane.reshape(-1)[(row * config.width + column)[shown]] = 255
 
     def _codes(self, here: complex, turn: complex) -> bytes:
         """Return the ground code at each point."""
@@ -349,6 +391,33 @@ class BirdsEye:
             planes[3 if heading.real >= 0.0 else 4][body] = 255
 
 
+def route_steps(points: NDArray[np.float64]) -> list[list[int]] | None:
+    """Return a route float64 (N, 2) for a setup: second differences of x and of y in millimetres.
+
+    Return None if it has more than `MOST_POINTS`.
+    """
+    if len(points) > MOST_POINTS:
+        return None
+    millimetres = np.rint(points.T * 1e3).astype(np.int64)
+    found: list[list[int]] = np.diff(millimetres, n=2, prepend=np.zeros((2, 2), int)).tolist()
+    return found
+
+
+def route_line(steps: Sequence[Sequence[int]]) -> Line:
+    """Return the points of a route in metres, x + iy, from what `route_steps` made of it."""
+    x, y = np.array(steps, np.int64).cumsum(axis=1).cumsum(axis=1) / 1e3
+    line: Line = x + 1j * y
+    return line
+
+
+def _dense(line: Line) -> Line:
+    """Return the points of a line, and others between them, at most `_ROUTE_EVERY_M` apart."""
+    along = np.concatenate(([0.0], np.abs(np.diff(line)).cumsum()))
+    at = np.union1d(along, np.arange(0.0, along[-1], _ROUTE_EVERY_M))
+    found: Line = np.interp(at, along, line.real) + 1j * np.interp(at, along, line.imag)
+    return found
+
+
 def _window_index(
     points: NDArray[np.complex128], origin: complex, turn: complex, pixel_m: float
 ) -> NDArray[np.intp]:
@@ -363,7 +432,7 @@ def _window_index(
 
 def open_drawer(config: StreamCamera) -> StreamDrawer:
     """Return what draws a stream."""
-    if config.kind == BEV:
+    if config.kind in FROM_ABOVE:
         return BirdsEye(config)
     kinds: Mapping[str, type[Camera]] = {
         "gray": Camera,

@@ -36,7 +36,7 @@ from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import GENERATED, Scenario
 from avtd3.collect.sim.camera import CameraConfig
 from avtd3.collect.sim.scene import Scene, SceneCameras, random_state
-from avtd3.collect.sim.streams import StreamCamera
+from avtd3.collect.sim.streams import StreamCamera, route_steps
 from avtd3.collect.sim.traffic import LanePaths, Traffic
 from avtd3.store.errors import RoadError, WorldError, check_integers
 from avtd3.store.files import sha256
@@ -364,6 +364,7 @@ class RoadWorld:
             prepared.paths, scenario.npcs, ego, self.control_period_s, setup.traffic_rng
         )
         self._weather, self._random = weather, random_state(setup.camera_rng)
+        self._way = route_steps(route.points)
         self._cars, self._others = [], []
         self._cameras.reset(self._scene(prepared), prepared.raster)
         self._frame_id = 0
@@ -438,6 +439,7 @@ class RoadWorld:
             random=self._random,
             actors=self._traffic.shapes,
             streams={name: self.config.streams[name] for name in self.streams},
+            route=self._way,
         )
 
     def world_record(self) -> WorldRecord:

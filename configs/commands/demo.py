@@ -328,9 +328,10 @@ class _Demo:
                 datasets=self._data,
                 run=self._run,
                 policies=self._policies,
-                callbacks=[ProgressCallback(show, self._should_stop), RunPageCallback(self._run)],
+                callbacks=[ProgressCallback(show, self._should_stop)],
             )
         say(report.summary())
+        RunPageCallback(self._run).on_end(report)  # not at each checkpoint as well
 
     def _gate(self) -> "GateReport":
         from avtd3.configs.commands.gate import load_gate, load_names

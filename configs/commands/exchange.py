@@ -90,7 +90,8 @@ def import_(
     image: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Observation to store as image, or none. Default: the only one."
+            metavar="NAME",
+            help="Observation to store as image, or none. Default: all; several become streams.",
         ),
     ] = None,
     vector: Annotated[

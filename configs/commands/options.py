@@ -287,9 +287,10 @@ def replace(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - any sect
 
 def check_destinations(*paths: Path | None) -> None:
     """Check before the work that files can be written at its end; make missing directories."""
-    from avtd3.store.files import storage_errors
+    from avtd3.store.files import check_local, storage_errors
 
     for path in filter(None, paths):
+        check_local(path)
         if path.is_dir():
             raise ConfigError(f"{path} is a directory; give the path of a file")
         with storage_errors(path):

@@ -16,7 +16,9 @@ app = typer.Typer(
 PolicyArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="POLICY", help="Policy file, or policy directory for its newest policy."
+        metavar="POLICY",
+        help="Policy file, policy directory for its newest policy, or URL of either such as "
+        "s3://BUCKET/PATH.",
     ),
 ]
 
@@ -33,8 +35,10 @@ def info(policy: PolicyArgument, as_json: opt.JsonOption = False) -> None:
     """Print version, inputs, actions and network of a policy."""
     from avtd3.learn.policy import Policy
     from avtd3.learn.policy_export import PolicyReport, describe_policy
+    from avtd3.store.remote.background import local_policy
 
-    report = PolicyReport(policy=describe_policy(Policy.load(policy)))
+    with local_policy(policy) as path:
+        report = PolicyReport(policy=describe_policy(Policy.load(path)))
     opt.answer(report.document(), as_json, report.summary())
 
 

@@ -407,7 +407,7 @@ def replay_inspect(
         and parameter.expose_value  # not --quiet, which every command has
     ]
     tool = choose_tool(option for option in given if option not in ("datasets", "--json"))
-    copies = UrlCopies(context, can_move=not quarantine)
+    copies = UrlCopies(context, can_move=not quarantine, scheduler=scheduler)
     datasets, against = copies.local(datasets or ()), copies.local(against or ())
     if tool == "estimate":
         show_estimate(datasets, config, set_ or (), as_json=as_json)
@@ -449,8 +449,8 @@ def replay_inspect(
 class UrlCopies:
     """Copies of datasets at URLs, in a temporary directory until the command has ended."""
 
-    def __init__(self, context: typer.Context, *, can_move: bool) -> None:
-        self._context, self._can_move = context, can_move
+    def __init__(self, context: typer.Context, *, can_move: bool, scheduler: str | None) -> None:
+        self._context, self._can_move, self._scheduler = context, can_move, scheduler
         self.has_problems = False
         """Whether a segment of a URL is damaged there, and so not in its copy."""
 
@@ -465,6 +465,11 @@ class UrlCopies:
             raise ConfigError(
                 f"--quarantine moves segments of a directory, found {url}; copy it first (avtd3 "
                 "pull), and audit the copy"
+            )
+        if self._scheduler is not None and "://" in self._scheduler:
+            raise ConfigError(
+                f"--scheduler needs a directory that all workers see, found {url}; copy it there "
+                "first (avtd3 pull), and audit the copy"
             )
         folder = tempfile.TemporaryDirectory(prefix="avtd3-inspect-")
         path = Path(self._context.with_resource(folder)) / url.rpartition("/")[2]

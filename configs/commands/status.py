@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 POLICIES = "policies"
 """Directory of a run's policies."""
-_STEP_S = 0.2
+_STEP_S, _PATIENCE_S = 0.2, 1.0
 
 
 def status(
@@ -60,9 +60,9 @@ def status(
         raise typer.BadParameter("--json prints one document; do not use it with --watch")
     if watch is None:
         watch = sys.stdout.isatty() and not as_json and html is None
-    found = _open(places)
-    observer = Observer(found)
     with interruptible() as should_stop:
+        found = _open(places, should_stop)
+        observer = Observer(found)
         if watch:
             with live_text() as show:
                 while not should_stop():
@@ -78,13 +78,16 @@ def status(
         raise typer.Exit(EXIT_NO)
 
 
-def _open(places: Sequence[str]) -> "list[LocalPlace | RemotePlace]":
+def _open(
+    places: Sequence[str], should_stop: Callable[[], bool]
+) -> "list[LocalPlace | RemotePlace]":
     """Open the places; a run's policies belong to it."""
-    from avtd3.store.remote.client import LocalPlace, check_reachable, open_place
+    from avtd3.store.remote.client import LocalPlace, Patience, check_reachable, open_place
 
     found = []
     for text in places:
-        place = open_place(text)
+        # The next look is better than a long wait.
+        place = open_place(text, Patience(seconds=_PATIENCE_S, should_stop=should_stop))
         check_reachable(place)
         found.append(place)
         if isinstance(place, LocalPlace):

@@ -172,20 +172,31 @@ def render(
         ),
     ] = False,
     workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes.")] = 1,
+    host: opt.HostOption = None,
+    port: opt.PortsOption = None,
+    config: opt.ConfigOption = None,
+    set_: opt.SetOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Create a dataset of the same episodes with pictures of another camera or weather.
 
     Pictures are drawn from the states of the world, which collections on the built-in simulator
-    store. Without changes, they equal the stored ones. Actions, rewards and ends stay the same.
-    Named streams make a dataset of format 2: gray, colour (kind=rgb), semantic masks
-    (kind=semantic) and the view from above (kind=bev); NAME= alone is the recorded camera.
+    and on CARLA store. Without changes, those of the built-in simulator equal the stored ones.
+    Actions, rewards and ends stay the same. Named streams make a dataset of format 2: gray, colour
+    (kind=rgb), semantic masks (kind=semantic) and the view from above (kind=bev, or kind=bev_route
+    with the route); NAME= alone is the recorded camera.
+
+    Pictures of CARLA's cameras are taken by the servers at --host and --port, which show the states
+    again. --set collect.carla.timeout_s=60 and the like change how they are reached.
     """
     from avtd3.collect.rerender import check_pictures, rerender
     from avtd3.collect.sim.scene import SceneChanges
 
     settings, streams = opt.parse_cameras(camera or [])
     changes = SceneChanges(camera=settings, weather=weather, streams=streams)
+    servers = opt.replace(
+        opt.section("collect", config, set_).carla, host=host, ports=opt.parse_ports(port)
+    )
     if check == (new is not None) or (check and changes != SceneChanges()):
         raise ConfigError("give either NEW and what to change, or --check alone")
     with console.interruptible() as should_stop, console.progress() as show:
@@ -195,7 +206,13 @@ def render(
             )
         else:
             report = rerender(
-                dataset, new, changes, workers=workers, should_stop=should_stop, on_progress=show
+                dataset,
+                new,
+                changes,
+                workers=workers,
+                servers=servers,
+                should_stop=should_stop,
+                on_progress=show,
             )
     opt.answer(report.document(), as_json, report.summary())
     _exit(report.unreadable, report.stopped or report.problems or report.differing)

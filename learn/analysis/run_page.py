@@ -46,7 +46,8 @@ from avtd3.learn.td3 import TD3State, create_state, scale_reward
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode import Episode, SegmentReader
 from avtd3.store.errors import SEGMENT_ERRORS, Avtd3Error, describe
-from avtd3.store.files import write_aside
+from avtd3.store.files import show_path, write_aside
+from avtd3.store.remote.background import mirror_path
 from avtd3.store.render.episode_view import FRAME_PX, ShownEpisode, frame_of
 from avtd3.store.render.html import render_page
 from avtd3.store.render.media import filmstrip, heat_frame
@@ -155,7 +156,8 @@ def run_page(run: Path, datasets: Sequence[Path] | None = None) -> str:
     paths = [Path(str(path)) for path in document.get("datasets", ())]
     examples = Examples()
     try:
-        places, limit = paths if datasets is None else datasets, _newest(log, "run/action_limit")
+        read = [mirror_path(run, path) for path in paths]
+        places, limit = read if datasets is None else datasets, _newest(log, "run/action_limit")
         examples = find_examples(run, config, places, action_limit=1.0 if limit is None else limit)
     except (Avtd3Error, OSError) as error:
         notices.append(f"No episodes are shown: {describe(error)}")
@@ -194,7 +196,7 @@ def _state(run: Path, config: LearnConfig, log: RunLog) -> tuple[str, str]:
 
 
 def _about(paths: Sequence[Path], document: Mapping[str, Any], alerts: Sequence[Alert]) -> str:
-    names = ", ".join(shorten(str(path)) for path in paths) or "unknown datasets"
+    names = ", ".join(shorten(show_path(path)) for path in paths) or "unknown datasets"
     follow = ", with new episodes of collectors" if document.get("follow") else ""
     count = sum(alert.level != NOTE for alert in alerts)
     guards = f"The guards reported {plural(count, 'alert')}." if count else "No guard raised alarm."

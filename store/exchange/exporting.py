@@ -28,6 +28,7 @@ from avtd3.store.exchange.record import (
 from avtd3.store.files import (
     aside_of,
     canonical_json,
+    check_local,
     exists,
     fsync_directory,
     read_json,
@@ -125,6 +126,7 @@ def export_episodes(
         >>> export_episodes(dataset.path, Path("out"), "npz").episodes
         0
     """
+    check_local(out)
     dataset = Dataset.open(source)
     if layout not in LAYOUTS:
         raise ConfigError(f"--to is {layout!r}, expected one of: {', '.join(LAYOUTS)}")

@@ -36,7 +36,6 @@ from avtd3.store.exchange.record import (
     check_ratio,
     check_size,
     choose_observations,
-    image_key,
     parse_facts,
     to_float32,
     to_vectors,
@@ -300,8 +299,7 @@ class Hdf5Source(Source):
     def _read(self, number: int) -> EpisodeRecord | None:
         episodes = self._episodes
         arrays = {key: (node.shape, node.dtype) for key, node in episodes.keys(number).items()}
-        streams = {name: image_key(name) for name in self.stated_streams()}
-        image, vectors = choose_observations(arrays, self.config, streams)
+        image, streams, vectors = choose_observations(arrays, self)
         chosen = [*([image] if image else []), *streams.values(), *vectors]
         observed = {key: episodes.values(number, f"obs/{key}") for key in chosen}
         actions = self.actions(number)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError
@@ -24,7 +25,7 @@ from avtd3.store.exchange.record import (
     ImportConfig,
     Source,
 )
-from avtd3.store.files import canonical_json, exists
+from avtd3.store.files import canonical_json, check_local, exists
 from avtd3.store.locks import LOCK_FILE, ExclusiveLock
 from avtd3.store.render.text import join_lines, plural
 from avtd3.store.seal import MAX_PROVENANCE_BYTES
@@ -112,6 +113,7 @@ def import_episodes(
         >>> import_episodes(Path("buffer"), Path("data"), "npz").steps
         4
     """
+    check_local(source, target)
     if layout not in SOURCES:
         raise ConfigError(f"--from is {layout!r}, expected one of: {', '.join(SOURCES)}")
     if not exists(source):
@@ -165,15 +167,17 @@ def _spec_of(source: Source) -> EpisodeSpec:
     if "spec" in source.document and not (config.image or config.vectors):
         return EpisodeSpec.from_json(source.document["spec"])
     record = _first(source)
-    image = None
-    if record.frames is not None:
-        _, channels, height, width = record.frames.shape
-        stack = config.stack or source.stack or 4
-        image = ImageSpec(channels=channels, height=height, width=width, stack=stack)
+    stack = config.stack or source.stack or 4
+
+    def image_of(frames: NDArray[np.uint8]) -> ImageSpec:
+        _, channels, height, width = frames.shape
+        return ImageSpec(channels=channels, height=height, width=width, stack=stack)
+
     low, high = _bounds(source)
     terms = 0 if record.reward_terms is None else record.reward_terms.shape[1]
     return EpisodeSpec(
-        image=image,
+        image=None if record.frames is None else image_of(record.frames),
+        streams={name: image_of(frames) for name, frames in record.streams.items()},
         vector_names=source.vector_names,
         action_names=tuple(f"action_{n}" for n in range(record.actions.shape[1])),
         action_low=tuple(low),

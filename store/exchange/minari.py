@@ -212,30 +212,26 @@ class MinariSource(Source):
             else (node.shape, node.dtype)
             for key, node in arrays.items()
         }
-        streams = {name: image_key(name) for name in self.stated_streams()}
-        image, vectors = choose_observations(kinds, self.config, streams)
+        image, streams, vectors = choose_observations(kinds, self)
         numbers = {k: self._observation(number, k, is_group=is_group) for k in vectors}
         actions = self.actions(number)
         ends = [bool(self._values(number, f"{n}ations")[-1:].any()) for n in ("termin", "trunc")]
         if not len(actions):
             return None
         joined, self.vector_names = join_vectors(numbers)
-        frames = None
-        if image is not None and (shape := jpegs.get(image)):
-            self.notices.add("images are JPEG in the source: what it lost is lost")
-            frames = planes_first(_decode_jpegs(arrays[image], shape), image)
-        elif image is not None:
-            frames = planes_first(self._observation(number, image, is_group=is_group), image)
+
+        def frames_of(key: str) -> NDArray[np.uint8]:
+            if shape := jpegs.get(key):
+                self.notices.add("images are JPEG in the source: what it lost is lost")
+                return planes_first(_decode_jpegs(arrays[key], shape), key)
+            return planes_first(self._observation(number, key, is_group=is_group), key)
+
         infos, text = self._file.get(episode, "infos"), self._file.json(episode)
         facts: dict[str, Any] = {"truncated": ends[1] or not ends[0]}
         facts |= parse_facts(text) if text else _seed(episode.attrs.get("seed"))
-        named = {
-            name: planes_first(self._observation(number, key, is_group=is_group), key)
-            for name, key in streams.items()
-        }
         return EpisodeRecord(
-            frames=frames,
-            streams=named,
+            frames=None if image is None else frames_of(image),
+            streams={name: frames_of(key) for name, key in streams.items()},
             vectors=joined,
             actions=actions,
             rewards=to_float32(self._values(number, "rewards"), "rewards"),

@@ -154,7 +154,7 @@ class NpzSource(Source):
         with _members(self._files[number]) as members:
             streams = {
                 name: _pictures(_take(members, image_key(name)), name)
-                for name in self.stated_streams()
+                for name in self.stated_streams() or self._streams_in(members)
             }
             frames, vectors = self._vectors(members) if streams else self._observations(members)
             actions = to_vectors(_take(members, "action"), "action")
@@ -182,6 +182,13 @@ class NpzSource(Source):
             **extra,
             **fields,
         )
+
+    def _streams_in(self, members: "_Members") -> list[str]:
+        """Return the names of the streams of a file that avtd3 did not write: arrays NAME_image."""
+        if self.config.image or "observation" in members:
+            return []
+        suffix = image_key("")
+        return sorted(name.removesuffix(suffix) for name in members if name.endswith(suffix))
 
     def _observations(
         self, members: "_Members"

@@ -3,9 +3,10 @@
 import abc
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -260,7 +261,8 @@ class ImportConfig:
     """
 
     image: str = ""
-    """Name of the observation to store as image, or ``none``; empty for the only image."""
+    """Name of the observation to store as image, or ``none``; empty for the only image, or for all
+    of several as named streams."""
     vectors: tuple[str, ...] = ()
     """Names of the observations to join into the vector; empty for all vectors."""
     stack: int | None = None
@@ -349,22 +351,29 @@ def to_vectors(values: NDArray[Any], name: str) -> NDArray[np.float32]:
     return to_float32(values.reshape(len(values), -1), name)
 
 
-def choose_observations(
-    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
-    config: ImportConfig,
-    streams: Mapping[str, str],
-) -> tuple[str | None, list[str]]:
-    """Choose which of a source's observations become the image and the vector.
+class Chosen(NamedTuple):
+    """What the observations of a source become."""
 
-    Args:
-        arrays: Shape, rows first, and dtype of each.
-        config: What the user chose.
-        streams: Observations that are named streams, by name; with any, there is no image.
+    image: str | None
+    """The image; None without one, and with named streams."""
+    streams: dict[str, str]
+    """The named streams by name."""
+    vectors: list[str]
+    """Parts of the vector."""
+
+
+def choose_observations(
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]], source: Source
+) -> Chosen:
+    """Choose which of a source's observations become the image or named streams, and the vector.
+
+    ``arrays`` has shape, rows first, and dtype of each.
     """
-    if lacking := sorted(set(streams.values()) - arrays.keys()):
+    config, stated = source.config, {name: image_key(name) for name in source.stated_streams()}
+    if lacking := sorted(set(stated.values()) - arrays.keys()):
         raise SpecError(f"there is no {lacking[0]}, which avtd3 exported; the source was changed")
-    if streams:
-        return None, [key for key in arrays if key not in streams.values()]
+    if stated:
+        return Chosen(None, stated, [key for key in arrays if key not in stated.values()])
     pictures = {k for k, (shape, d) in arrays.items() if d == np.uint8 and len(shape) in (3, 4)}
     numbers = [k for k, (shape, d) in arrays.items() if len(shape) < 3 and d.kind in "iufb"]
     allowed = pictures | {NO_IMAGE, ""}
@@ -373,10 +382,24 @@ def choose_observations(
     listed = ", ".join(f"{k} {d} {shape[1:]}" for k, (shape, d) in sorted(arrays.items()))
     if wrong:
         raise SpecError(f"{abbreviate(wrong[0])} cannot be used so; the observations are: {listed}")
-    if len(pictures) > 1 and not config.image:
-        raise SpecError(f"there are several images, choose one with --image: {listed}")
     vectors = list(config.vectors) or numbers
+    if len(pictures) > 1 and not config.image:
+        return Chosen(None, _named(pictures, source), vectors)
     image = config.image or next(iter(pictures), NO_IMAGE)
     if image == NO_IMAGE and not vectors:
         raise SpecError(f"expected an observation of uint8 images or of numbers, found: {listed}")
-    return (None if image == NO_IMAGE else image), vectors
+    return Chosen(None if image == NO_IMAGE else image, {}, vectors)
+
+
+def _named(pictures: set[str], source: Source) -> dict[str, str]:
+    """Return images as named streams: ``pixels/left_image`` becomes ``pixels_left``."""
+    streams: dict[str, str] = {}
+    for key in sorted(pictures):
+        name = re.sub(r"[^a-z0-9]+", "_", key.removesuffix("_image").lower()).strip("_")
+        if streams.setdefault(name, key) != key:
+            raise SpecError(
+                f"{key} and {streams[name]} would both be the stream {name}; choose one with "
+                "--image"
+            )
+        source.notices.add(f"the image {key} became the stream {name}; --image chooses only one")
+    return streams

@@ -7,13 +7,15 @@ deleted at one end only when it is whole at the other.
 """
 
 import contextlib
+import dataclasses
 import os
 import random
 import re
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -30,12 +32,20 @@ from avtd3.store.errors import (
     SpecError,
     UnreachableError,
 )
-from avtd3.store.files import read_json, sha256, storage_errors
+from avtd3.store.files import check_local, read_json, remote_url, sha256, storage_errors
 from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, MAPS
 from avtd3.store.format.manifest import read_manifest
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.remote.client import LocalPlace, Patience, Place, RemotePlace, check_reachable
-from avtd3.store.remote.commit import read_if_any, segment_key
+from avtd3.store.remote.commit import (
+    CLAIMS,
+    Unit,
+    about_episodes,
+    complete_units,
+    read_if_any,
+    read_manifest_bytes,
+    segment_key,
+)
 from avtd3.store.remote.log import LogEntry, LogReader, held_episodes, summarise_days
 from avtd3.store.remote.transfer import (
     LATEST,
@@ -49,8 +59,10 @@ from avtd3.store.remote.transfer import (
     create_dataset,
     policies_of,
     read_spec,
+    run_of,
     sidecar_of,
 )
+from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import remove_segments
 
 PERIOD_S = 2.0
@@ -69,6 +81,12 @@ def local_name(url: str) -> str:
     """Return a name for a directory that belongs to a URL."""
     plain = re.sub(r"[^A-Za-z0-9]+", "-", url.partition("://")[2])
     return f"{plain.strip('-')[-40:]}-{sha256(url.encode())[:8]}"
+
+
+def mirror_path(run: Path, dataset: Path | str) -> Path:
+    """Return where a run reads a dataset: its mirror in the run, or the path itself."""
+    url = remote_url(dataset)
+    return Path(dataset) if url is None else run / "mirror" / local_name(url)
 
 
 class Background(ABC):
@@ -97,9 +115,14 @@ class Background(ABC):
     def work(self) -> None:
         """Do what there is to do now."""
 
-    def start(self) -> Self:
-        """Check that the URL can be reached, and start the thread."""
-        check_reachable(self.place)
+    def opening(self, should_stop: Callable[[], bool]) -> RemotePlace:
+        """Return the place for what must be known before the work begins, and not wait for ever."""
+        return self.place.patient(Patience(should_stop=should_stop))
+
+    def start(self, *, waits: bool = False) -> Self:
+        """Start the thread; first check that the URL can be reached, unless it may wait for it."""
+        if not waits:
+            check_reachable(self.place)
         with storage_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._thread.start()
@@ -111,10 +134,14 @@ class Background(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End the thread after the request in progress."""
+    def stop(self) -> None:
+        """Let the thread end after the request in progress; `close` waits for it."""
         self._stop.set()
         self._wake.set()
+
+    def close(self) -> None:
+        """End the thread after the request in progress."""
+        self.stop()
         if self._thread.ident is not None:
             self._thread.join()
 
@@ -344,8 +371,15 @@ class Mirror(Background):
                 del self._missing[name]
 
     def _fetch_one(self, copier: SegmentCopier, entry: LogEntry) -> None:
-        is_gone = entry.segment in self._reader.removed
-        if is_gone or entry.segment in self._sizes or not self._make_room(entry):
+        if entry.segment in self._sizes or entry.segment in self._reader.removed:
+            return
+        if entry.size_bytes > self._max_bytes:
+            self.problems[entry.segment] = (
+                f"it has {entry.size_bytes} bytes, learn.mirror_bytes is {self._max_bytes}; raise "
+                "it, or let the collectors write smaller segments"
+            )
+            return
+        if not self._make_room(entry):
             return
         if (found := copier.manifest(entry.segment)) is None:
             raise SegmentNotFoundError(f"{self.url} has no segment {entry.segment}")
@@ -375,25 +409,27 @@ class Spool(Background):
     Args:
         url: URL of the dataset.
         path: Directory of the spool; several collectors for one URL may share it.
+        unit: The unit of work that its only segment is, which is published once.
     """
 
-    def __init__(self, url: str, path: Path) -> None:
+    def __init__(self, url: str, path: Path, *, unit: Unit | None = None) -> None:
         super().__init__(url, path)
+        self._unit = unit
         self._maps: set[str] = set()
-        self._held: Mapping[str, Mapping[int, int]] = {}
 
     @property
     def left(self) -> int:
         """Number of segments that are not at the URL yet."""
-        return len(Dataset.open(self.path).segment_ids()) if self._is_dataset else 0
+        return len(Dataset.open(self.path).segment_ids()) if self.is_dataset else 0
 
     @property
-    def _is_dataset(self) -> bool:
+    def is_dataset(self) -> bool:
+        """Whether the spool exists."""
         return (self.path / GROUP_FILE).exists()
 
-    def check_spec(self) -> None:
+    def check_spec(self, should_stop: Callable[[], bool]) -> None:
         """Raise `SpecError` if there is a dataset with another spec at the URL."""
-        if (group := read_if_any(self.place, GROUP_FILE)) is not None:
+        if (group := read_if_any(self.opening(should_stop), GROUP_FILE)) is not None:
             there, here = read_spec(group, self.url), Dataset.open(self.path).spec
             if there != here:
                 raise SpecError(
@@ -401,13 +437,28 @@ class Spool(Background):
                     "into another URL, or with the dataset's settings"
                 )
 
-    def held(self, plan: str) -> dict[int, int]:
+    def read_spec(self, should_stop: Callable[[], bool]) -> EpisodeSpec:
+        """Return the spec of the dataset at the URL, which exists."""
+        return read_spec(self.opening(should_stop).read(GROUP_FILE), self.url)
+
+    def held(self, plan: str, should_stop: Callable[[], bool]) -> dict[int, int]:
         """Return the steps of the episodes of a plan that are at the URL, by index."""
-        return held_episodes(LogReader(self.place).open(), plan)
+        place = self.opening(should_stop)
+        entries = [entry for entry in LogReader(place).open() if entry.plan == plan]
+        return held_episodes((_with_episodes(place, entry) for entry in entries), plan)
+
+    def claimed(self, plan: str, should_stop: Callable[[], bool]) -> set[int]:
+        """Return the claimed units of a plan; complete what workers that died have claimed."""
+        place = self.opening(should_stop)
+        if not place.folders(f"{CLAIMS}/"):
+            return set()
+        entries = LogReader(place).open()
+        published = {e.unit for e in entries if e.plan == plan and e.unit is not None}
+        return complete_units(place, plan, published)
 
     def work(self) -> None:
         """Copy all segments, oldest first, and delete each here."""
-        if not self._is_dataset or not self.left:
+        if not self.is_dataset or not self.left:
             return
         lock = ExclusiveLock(self.path, purpose="avtd3 collect, upload", name=".upload.lock")
         with contextlib.ExitStack() as stack:
@@ -425,13 +476,23 @@ class Spool(Background):
         with self._copier(self.local) as copier:
             for name in Dataset.open(self.path).segment_ids():
                 if (found := copier.manifest(name)) is not None:
-                    copier.copy(*found)
+                    copier.copy(*found, unit=self._unit)
                     remove_segments(self.path, [name])
+                    self.waiting = ""  # more may follow for minutes
+
+
+def _with_episodes(place: RemotePlace, entry: LogEntry) -> LogEntry:
+    """Complete the entry of a segment that the log lacks, so that its manifest was found."""
+    if entry.indices:
+        return entry
+    manifest = place.read(segment_key(entry.segment, MANIFEST_FILE))
+    return dataclasses.replace(entry, **about_episodes(place, read_manifest_bytes(place, manifest)))
 
 
 def spool_path(url: str, configured: str) -> Path:
     """Return the directory of the spool for a URL; it must survive a restart of the machine."""
     if configured:
+        check_local(configured)
         return Path(configured)
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "avtd3" / "spool" / local_name(url)
@@ -466,15 +527,16 @@ class PolicyPull(Background):
         """Bring the policy here that ``LATEST.json`` names, if that has changed."""
         with contextlib.suppress(FileNotFoundError):
             if (changed := self.place.read_changed(LATEST, self._etag)) is not None:
-                self.pull(changed[0])
+                _pull_latest(self.place, self.local, changed[0])
                 self._etag = changed[1]
 
-    def pull(self, latest: bytes) -> None:
-        """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
-        _pull_policy(self.place, self.local, sidecar_of(latest))
-        copy_latest(self.place, self.local)
-        for old in policies_of(self.local)[:-_KEPT_POLICIES]:
-            self.local.delete([old.replace(".json", ".safetensors"), old])
+
+def _pull_latest(place: RemotePlace, local: LocalPlace, latest: bytes) -> None:
+    """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
+    _pull_policy(place, local, sidecar_of(latest))
+    copy_latest(place, local)
+    for old in policies_of(local)[:-_KEPT_POLICIES]:
+        local.delete([old.replace(".json", ".safetensors"), old])
 
 
 def _pull_policy(place: RemotePlace, local: LocalPlace, sidecar: str) -> None:
@@ -511,6 +573,16 @@ def fetch_policy(url: str, folder: Path) -> Path:
     return folder / name
 
 
+@contextlib.contextmanager
+def local_policy(named: Path | str) -> Iterator[Path]:
+    """Yield a policy's path on this machine: that of a URL is copied for the time inside."""
+    if (url := remote_url(named)) is None:
+        yield Path(named)
+        return
+    with tempfile.TemporaryDirectory(prefix="avtd3-policies-") as folder:
+        yield fetch_policy(url, Path(folder))
+
+
 class PolicyPush(Background):
     """A directory of policies here whose policies go to a URL.
 
@@ -518,31 +590,49 @@ class PolicyPush(Background):
         url: URL of the policies.
         path: Directory that the learner publishes into.
         prunes: Whether to delete policies there that are older than all here.
+        run: Id of the run that publishes here; empty to accept policies of any run there.
     """
 
-    def __init__(self, url: str, path: Path, *, prunes: bool = False) -> None:
+    def __init__(self, url: str, path: Path, *, prunes: bool = False, run: str = "") -> None:
         super().__init__(url, path)
         self._prunes, self._done = prunes, set[str]()
+        self._run_id, self._runs = run, {"", run}
         self._latest: bytes | None = None
 
-    def adopt(self) -> None:
+    def adopt(self, should_stop: Callable[[], bool]) -> None:
         """Bring the newest policy of an earlier run here, so that versions continue after it."""
         check_reachable(self.place)
-        if (latest := read_if_any(self.place, LATEST)) is not None:
-            PolicyPull(self.url, self.path).pull(latest)
+        place = self.opening(should_stop)
+        if (latest := read_if_any(place, LATEST)) is not None:
+            self._runs.add(run_of(latest))
+            _pull_latest(place, self.local, latest)
+
+    def _check_alone(self) -> None:
+        """Raise if a run has published there that had not when this one started."""
+        latest = read_if_any(self.place, LATEST) if self._run_id else None
+        if latest is not None and (run := run_of(latest)) not in self._runs:
+            raise InUseError(self.url, f"another learner, run {run}, which published there")
 
     def work(self) -> None:
-        """Copy what is new, then let ``LATEST.json`` there name the newest policy."""
+        """Copy what is new; after a cut link, first what collectors wait for: the newest policy."""
         new = [name for name in policies_of(self.local) if name not in self._done]
-        for name in new:
+        if new:
+            self._check_alone()
+        for name in reversed(new):
             with contextlib.suppress(FileNotFoundError):  # being published
                 if not copy_policy(self.local, self.place, name)[1]:
                     self._done.add(name)
+            self._send_latest()
+        self._send_latest()
+        if new:
+            self._prune()
+
+    def _send_latest(self) -> None:
+        """Let ``LATEST.json`` there name the newest policy, if that is there."""
         latest = read_if_any(self.local, LATEST)
-        if new or latest != self._latest:
+        if latest is not None and latest != self._latest and sidecar_of(latest) in self._done:
             copy_latest(self.local, self.place)
             self._latest = latest
-            self._prune()
 
     def _prune(self) -> None:
         here = policies_of(self.local)

@@ -16,6 +16,7 @@ import functools
 import importlib
 import os
 import random
+import re
 import secrets
 import threading
 import time
@@ -47,11 +48,17 @@ CHUNK_BYTES = 4 * 1024 * 1024
 """Bytes that are transferred at a time."""
 CONNECT_S = 5.0
 """Longest wait for a connection, in seconds."""
-SILENCE_S = 30.0
-"""Longest wait for the next bytes of an answer, in seconds."""
+SILENCE_S = 10.0
+"""Longest wait for the next bytes of an answer, in seconds. It begins with the request, so it also
+limits the upload of a body: a request that takes longer is repeated with twice the limit."""
 PATIENCE_S = 60.0
 """Seconds for which a failing request is repeated by default."""
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 10.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S, _STEP_S = 0.02, 10.0, 0.1
+_LONGEST_SILENCE_S = 3600.0
+_SLOWEST_BYTES_PER_S = 32 * 1024
+"""Speed of a link on which a large object still arrives, whatever the patience."""
+_PARTS, _PART_BYTES = 4, 5 * 1024 * 1024
+"""Parts of a large object that are uploaded at the same time, and the size of each."""
 _SMALL_BYTES = 64 * 1024 * 1024
 """Largest object that is read at once."""
 
@@ -149,6 +156,12 @@ class Patience:
     on_wait: Callable[[str], None] = lambda _: None
     """Called with the reason before each wait."""
 
+    def wait(self, seconds: float) -> None:
+        """Sleep, until asked to stop."""
+        end_s = time.monotonic() + seconds
+        while not self.should_stop() and (left_s := end_s - time.monotonic()) > 0.0:
+            time.sleep(min(left_s, _STEP_S))
+
 
 class RemotePlace:
     """A prefix of an object store; safe to use from several threads.
@@ -159,7 +172,14 @@ class RemotePlace:
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
         self.text, self._patience = url, patience or Patience()
-        self._store = _open_store(url)
+        self._stores: dict[float, Any] = {}
+        self._store(SILENCE_S)
+
+    def _store(self, silence_s: float) -> Any:  # noqa: ANN401 - a store of obstore
+        """Return a client with a limit of `SILENCE_S` or longer."""
+        if silence_s not in self._stores:
+            self._stores[silence_s] = _open_store(self.text, silence_s)
+        return self._stores[silence_s]
 
     def patient(self, patience: Patience) -> "RemotePlace":
         """Return the same place with another patience."""
@@ -171,8 +191,8 @@ class RemotePlace:
         """Return a small object."""
         return self._call(key, self._read)
 
-    def _read(self, key: str) -> bytes:
-        answer = _obstore().get(self._store, key)
+    def _read(self, store: object, key: str) -> bytes:
+        answer = _obstore().get(store, key)
         if (size := answer.meta["size"]) > _SMALL_BYTES:
             raise ConfigError(
                 f"{self.text}/{key} has {size} bytes, expected {_SMALL_BYTES} at most"
@@ -187,10 +207,10 @@ class RemotePlace:
     def read_changed(self, key: str, etag: str | None) -> tuple[bytes, str | None] | None:
         """Return an object and its ETag; None if it still has the given one."""
 
-        def read(key: str) -> tuple[bytes, str | None] | None:
+        def read(store: object, key: str) -> tuple[bytes, str | None] | None:
             options = {} if etag is None else {"if_none_match": etag}
             try:
-                answer = _obstore().get(self._store, key, options=options)
+                answer = _obstore().get(store, key, options=options)
                 data = bytes(answer.bytes())
             except _errors().NotModifiedError:
                 return None
@@ -208,27 +228,28 @@ class RemotePlace:
             if data:
                 yield data
 
-    def _piece(self, key: str, start: int) -> tuple[bytes, int]:
+    def _piece(self, store: object, key: str, start: int) -> tuple[bytes, int]:
         if start == 0:
-            answer = _obstore().get(self._store, key)
+            answer = _obstore().get(store, key)
             size = answer.meta["size"]
             if size <= CHUNK_BYTES:
                 return self._whole(key, bytes(answer.bytes()), size), size
             del answer  # the rest of the body is not read
         else:
-            size = _obstore().head(self._store, key)["size"]
+            size = _obstore().head(store, key)["size"]
         end = min(start + CHUNK_BYTES, size)
-        data = bytes(_obstore().get_range(self._store, key, start=start, end=end))
+        data = bytes(_obstore().get_range(store, key, start=start, end=end))
         return self._whole(key, data, end - start), size
 
     def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """Create or replace an object; `data` may be iterated again after a failure."""
 
-        def put(key: str) -> None:
+        def put(store: object, key: str) -> None:
             content = data if isinstance(data, bytes) else iter(data)
-            _obstore().put(self._store, key, content)
+            _obstore().put(store, key, content, chunk_size=_PART_BYTES, max_concurrency=_PARTS)
 
-        self._call(key, put)
+        size_bytes = len(data) if isinstance(data, bytes) else _PARTS * _PART_BYTES
+        self._call(key, put, body_bytes=size_bytes)
 
     def create(self, key: str, data: bytes) -> bool:
         """Create an object unless there is one; return whether this call created it.
@@ -240,11 +261,12 @@ class RemotePlace:
         if not self.honours_conditions:
             self.write(key, data)
             return True
-        return self._call(key, functools.partial(self._create, data=data))
+        create = functools.partial(self._create, data=data)
+        return self._call(key, create, body_bytes=len(data))
 
-    def _create(self, key: str, data: bytes) -> bool:
+    def _create(self, store: object, key: str, data: bytes) -> bool:
         try:
-            _obstore().put(self._store, key, data, mode="create")
+            _obstore().put(store, key, data, mode="create")
         except (_errors().AlreadyExistsError, _errors().PreconditionError):
             return False
         return True
@@ -266,42 +288,51 @@ class RemotePlace:
     def sizes(self, prefix: str, after: str = "") -> dict[str, int]:
         """Return the sizes of the objects below a prefix by key, sorted."""
 
-        def entries(prefix: str) -> dict[str, int]:
-            pages = _obstore().list(self._store, prefix or None, offset=after or None)
-            return {meta["path"]: meta["size"] for page in pages for meta in page}
+        def entries(store: object, prefix: str) -> dict[str, int]:
+            pages = _obstore().list(store, prefix or None, offset=after or None)
+            # Azure's listings start at the beginning; the client drops what is before.
+            entries = (meta for page in pages for meta in page)
+            return {m["path"]: m["size"] for m in entries if m["path"] > after}
 
         return dict(sorted(self._call(prefix, entries).items()))
 
     def folders(self, prefix: str) -> list[str]:
         """Return the names directly below a prefix, sorted."""
-        listed = self._call(prefix, lambda p: _obstore().list_with_delimiter(self._store, p))
+        listed = self._call(prefix, _obstore().list_with_delimiter)
         return sorted(folder.rsplit("/", 1)[-1] for folder in listed["common_prefixes"])
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, a thousand with one request where the store can do that."""
-        names = list(keys)
-        if names:
+        """Delete objects."""
+        for key in keys:
             with contextlib.suppress(FileNotFoundError):
-                self._call(names[0], lambda _: _obstore().delete(self._store, names))
+                self._call(key, _obstore().delete)
 
-    def _call(self, key: str, operation: Callable[[str], Result]) -> Result:
+    def _call(
+        self, key: str, operation: Callable[[Any, str], Result], *, body_bytes: int = 0
+    ) -> Result:
         """Do one request; repeat it after random waits while it fails for a passing reason."""
-        patience, began_s, wait_s = self._patience, time.monotonic(), _FIRST_WAIT_S
+        patience, wait_s, silence_s = self._patience, _FIRST_WAIT_S, SILENCE_S
+        end_s = time.monotonic() + patience.seconds + body_bytes / _SLOWEST_BYTES_PER_S
         where = f"{self.text}/{key}".rstrip("/")
         while True:
+            asked_s = time.monotonic()
             try:
-                return operation(key)
+                return operation(self._store(silence_s), key)
             except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
+                if any(name in str(error) for name in _NO_BUCKET):
                     raise _no_bucket(self.text) from None
                 raise FileNotFoundError(f"{where} does not exist") from None
             except (_errors().BaseError, _Cut) as error:
                 problem = _explain(self.text, where, error)
-                is_over = time.monotonic() - began_s >= patience.seconds
-                if is_over or patience.should_stop() or not isinstance(problem, UnreachableError):
-                    raise problem from None  # the cause may name a user of the endpoint
-            patience.on_wait(str(problem))
-            time.sleep(random.uniform(0.0, wait_s))
+            now_s = time.monotonic()
+            if now_s >= end_s or not isinstance(problem, UnreachableError):
+                raise problem  # without its cause, which may name a user of the endpoint
+            if now_s - asked_s >= silence_s:
+                silence_s = min(2.0 * silence_s, _LONGEST_SILENCE_S)
+            patience.on_wait(str(problem).removesuffix(_ADVICE))
+            patience.wait(random.uniform(0.0, wait_s))
+            if patience.should_stop():
+                raise problem
             wait_s = min(2.0 * wait_s, _LONGEST_WAIT_S)
 
 
@@ -335,8 +366,18 @@ def _no_bucket(url: str) -> ConfigError:
     bucket = urllib.parse.urlsplit(url).netloc
     return ConfigError(
         f"{url}: there is no bucket {abbreviate(bucket)} at this endpoint; create it, or check "
-        "the name and AWS_ENDPOINT_URL"
+        f"the name and {_ENDPOINTS[url.partition(':')[0]][0]}"
     )
+
+
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+"""What answers say about a missing bucket."""
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL",),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+"""Environment variables of the endpoint, by scheme; obstore reads those of gs and az itself."""
 
 
 _CREDENTIALS = (
@@ -351,10 +392,15 @@ _METADATA_HOSTS = ("169.254.169.254", "169.254.170.2", "metadata.google.internal
 def _explain(url: str, where: str, error: Exception) -> ConfigError | UnreachableError:
     """Return the error to raise for one of obstore's; no text of it contains a secret."""
     text, kinds = str(error), _errors()
-    if "NoSuchBucket" in text or "ContainerNotFound" in text:
+    if any(name in text for name in _NO_BUCKET):
         return _no_bucket(url)
     if any(host in text for host in _METADATA_HOSTS):
         return ConfigError(f"{url}: found no credentials; {_CREDENTIALS}")
+    if "RequestTimeTooSkewed" in text:
+        return ConfigError(
+            f"{where}: the store refuses requests of a machine whose clock is wrong; set this "
+            "machine's clock, for example with NTP"
+        )
     if isinstance(error, kinds.PermissionDeniedError | kinds.UnauthenticatedError):
         return ConfigError(
             f"{where}: the store refuses these credentials; check their rights to read and write "
@@ -362,11 +408,32 @@ def _explain(url: str, where: str, error: Exception) -> ConfigError | Unreachabl
         )
     if isinstance(error, kinds.NotSupportedError | kinds.InvalidPathError):
         return ConfigError(f"{where}: the store does not support this request")
-    kind = text.partition("\n")[0].rpartition(" - ")[2] or type(error).__name__
     return UnreachableError(
-        f"{where} cannot be reached now: {abbreviate(kind)[1:-1]}; check the network and the "
-        "endpoint, then run the same command again"
+        f"{where} cannot be reached now{_host_in(text)}: {abbreviate(_cause_in(text))[1:-1]}"
+        f"{_ADVICE}"
     )
+
+
+def _host_in(text: str) -> str:
+    """Return the host that an error of obstore names, without what may be secret in its URL."""
+    if (found := _REQUEST.search(text)) is None:
+        return ""
+    parts = urllib.parse.urlsplit(found[1])
+    return f" at {parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _cause_in(text: str) -> str:
+    """Return the cause at the bottom of an error of obstore, or else its first line."""
+    if found := _CAUSE.search(text):
+        return found[1]
+    if "TimedOut" in text:
+        return "no answer in time"
+    return text.partition("\n")[0].rpartition(" - ")[2]
+
+
+_ADVICE = "; check the network and the endpoint, then run the same command again"
+_REQUEST = re.compile(r"Error performing [A-Z]+ (\S+) in ")
+_CAUSE = re.compile(r'\b(?:message|error): "([^"]+)"')
 
 
 @functools.cache
@@ -385,7 +452,7 @@ def _errors() -> Any:  # noqa: ANN401 - as above
     return importlib.import_module("obstore.exceptions")
 
 
-def _open_store(url: str) -> Any:  # noqa: ANN401 - a store of obstore
+def _open_store(url: str, silence_s: float) -> Any:  # noqa: ANN401 - a store of obstore
     """Open the store of a checked URL."""
     _obstore()
     stores = importlib.import_module("obstore.store")
@@ -393,11 +460,18 @@ def _open_store(url: str) -> Any:  # noqa: ANN401 - a store of obstore
     if parts.scheme == "memory":
         return _memory.setdefault(url, stores.MemoryStore())
     config = _s3_settings() if parts.scheme == "s3" else {}
+    endpoints = (os.environ.get(name, "") for name in _ENDPOINTS[parts.scheme])
+    endpoint = config.get("endpoint_url") or "".join(endpoints)
+    if "@" in urllib.parse.urlsplit(endpoint).netloc:
+        raise ConfigError(
+            f"the endpoint ({_ENDPOINTS[parts.scheme][0]}) contains a user name or a password, "
+            f"expected only a host and a port; {_CREDENTIALS}"
+        )
     options = {
         "connect_timeout": datetime.timedelta(seconds=CONNECT_S),
-        "read_timeout": datetime.timedelta(seconds=SILENCE_S),
+        "read_timeout": datetime.timedelta(seconds=silence_s),
         "timeout": datetime.timedelta(hours=1),  # of a whole request, however slow
-        "allow_http": config.get("endpoint_url", "").startswith("http://"),
+        "allow_http": endpoint.startswith("http://"),
     }
     # `RemotePlace` repeats requests itself, so that it can say what it waits for.
     retries = {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=1)}
@@ -417,12 +491,6 @@ def _s3_settings() -> dict[str, str]:
     for name, variable in _S3_VARIABLES:
         if value := os.environ.get(variable):
             found[name] = value
-    endpoint = urllib.parse.urlsplit(found.get("endpoint_url", ""))
-    if endpoint.password or endpoint.username:
-        raise ConfigError(
-            "the endpoint of S3 (AWS_ENDPOINT_URL) contains a user name or a password, expected "
-            f"only a host and a port; {_CREDENTIALS}"
-        )
     return found
 
 

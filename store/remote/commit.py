@@ -11,14 +11,18 @@ A unit of work that several processes may do has a claim, which the first one cr
 of its manifest. The others lose: they complete the winner's commit and delete their own files.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avtd3.store.errors import SegmentCorruptError
+from avtd3.store.format.codec import unseal
 from avtd3.store.format.layout import MANIFEST_FILE, SEGMENTS
 from avtd3.store.format.manifest import Manifest, parse_manifest
 from avtd3.store.remote.client import LocalPlace, Place, RemotePlace
@@ -40,7 +44,12 @@ class Unit:
     @property
     def key(self) -> str:
         """Key of its claim."""
-        return f"{CLAIMS}/{self.plan}/{self.number:08d}.json"
+        return f"{claims_of(self.plan)}/{self.number:08d}.json"
+
+
+def claims_of(plan: str) -> str:
+    """Return the folder of the claims of a plan, given by its digest."""
+    return f"{CLAIMS}/{plan[:16]}"
 
 
 def segment_key(segment_id: str, name: str = "") -> str:
@@ -141,7 +150,46 @@ def complete(place: RemotePlace, winner: bytes, unit: Unit) -> None:
             return  # done, and removed since
         _check_sizes(place, manifest)
         _check_same(place, key, winner, create_or_read(place, key, winner))
-    add_entry(place, LogEntry.of(manifest, time.time(), unit=unit.number))
+    about = about_episodes(place, manifest)
+    add_entry(place, LogEntry.of(manifest, time.time(), unit=unit.number, **about))
+
+
+def complete_units(place: RemotePlace, plan: str, published: Collection[int]) -> set[int]:
+    """Return the numbers of the claimed units of a plan; complete those that are not published.
+
+    Args:
+        place: The dataset.
+        plan: Digest of the plan, as in `Unit`.
+        published: Numbers of units that need no look.
+    """
+    claimed = set[int]()
+    for key in place.sizes(f"{claims_of(plan)}/"):
+        if not (stem := Path(key).stem).isdecimal():
+            continue
+        unit = Unit(plan=plan, number=int(stem))
+        claimed.add(unit.number)
+        if unit.number not in published:
+            # Without its files, the segment was removed: what it had is collected as another unit.
+            with contextlib.suppress(SegmentCorruptError):
+                complete(place, place.read(key), unit)
+    return claimed
+
+
+def about_episodes(place: Place, manifest: Manifest) -> dict[str, Any]:
+    """Return what the log says about the episodes of a segment, whose files are in a place."""
+
+    def column(name: str) -> list[int]:
+        key = segment_key(manifest.segment_id, f"episode_{name}/c/0")
+        values: list[int] = np.frombuffer(unseal(place.read(key)), "<i8").tolist()
+        return values
+
+    try:
+        index, length, version = map(column, ("index", "length", "policy_version"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    drove = [number for number in version if number >= 0]
+    versions = (min(drove), max(drove)) if drove else ()
+    return {"indices": tuple(index), "lengths": tuple(length), "policy_versions": versions}
 
 
 def remove_segment(place: RemotePlace, manifest: Manifest, replaced_by: str = "") -> None:

@@ -163,6 +163,8 @@ class LogReader:
         """Tombstones by segment."""
         self._seen: dict[str, None] = {}
         self._units: set[tuple[str, int]] = set()
+        self.repeated: set[str] = set()
+        """Segments that were dropped, because another one has their unit of work."""
         self.older_steps = 0
         """Steps of the segments that `open` had no need to read about."""
         self._newest_s, self._horizon = 0.0, ""
@@ -243,6 +245,7 @@ class LogReader:
             return False
         unit = (entry.plan, -1 if entry.unit is None else entry.unit)
         if entry.unit is not None and unit in self._units:
+            self.repeated.add(entry.segment)
             return False
         self._units.add(unit)
         self.segments[entry.segment] = entry
@@ -252,9 +255,9 @@ class LogReader:
         """Find the segments without an entry by a listing of all."""
         self._next_backstop_s = time.monotonic() + BACKSTOP_S
         found = []
+        known = self.segments.keys() | self.repeated | self.removed.keys()
         for segment_id in self._place.folders(f"{SEGMENTS}/"):
-            known = segment_id in self.segments or segment_id in self.removed
-            if known or segment_id < self._horizon:
+            if segment_id in known or segment_id < self._horizon:
                 continue
             try:
                 data = self._place.read(f"{SEGMENTS}/{segment_id}/{MANIFEST_FILE}")

@@ -19,8 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-
 from avtd3.store.dataset import Dataset, parse_spec
 from avtd3.store.errors import (
     ConfigError,
@@ -40,7 +38,6 @@ from avtd3.store.files import (
     write_aside,
     write_new,
 )
-from avtd3.store.format.codec import unseal
 from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, MAPS, SEGMENTS, STAGING
 from avtd3.store.format.manifest import FileEntry, Manifest
 from avtd3.store.maintenance.removal import Removal, read_removals
@@ -55,7 +52,9 @@ from avtd3.store.remote.client import (
     open_place,
 )
 from avtd3.store.remote.commit import (
+    CLAIMS,
     Unit,
+    about_episodes,
     create_or_read,
     delete_files,
     publish_segment,
@@ -64,7 +63,7 @@ from avtd3.store.remote.commit import (
     remove_segment,
     segment_key,
 )
-from avtd3.store.remote.log import logged_segments
+from avtd3.store.remote.log import LogReader, logged_segments
 from avtd3.store.render.text import join_lines, plural
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import make_directories, staged
@@ -212,7 +211,11 @@ class SegmentCopier:
         """
         if isinstance(self._destination, RemotePlace):
             publish_segment(
-                self._destination, data, self._put, unit=unit, about=lambda: self._about(manifest)
+                self._destination,
+                data,
+                self._put,
+                unit=unit,
+                about=lambda: about_episodes(self._source, manifest),
             )
         else:
             self._receive(manifest, data, self._destination.path)
@@ -254,22 +257,6 @@ class SegmentCopier:
         except StorageError:
             if not exists(target / MANIFEST_FILE):  # otherwise, another process was faster
                 raise
-
-    def _about(self, manifest: Manifest) -> dict[str, Any]:
-        """Return what the log says about a segment's episodes."""
-
-        def column(name: str) -> list[int]:
-            key = segment_key(manifest.segment_id, f"episode_{name}/c/0")
-            values: list[int] = np.frombuffer(unseal(self._source.read(key)), "<i8").tolist()
-            return values
-
-        try:
-            index, length, version = map(column, ("index", "length", "policy_version"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        drove = [number for number in version if number >= 0]
-        versions = (min(drove), max(drove)) if drove else ()
-        return {"indices": tuple(index), "lengths": tuple(length), "policy_versions": versions}
 
 
 class _Verified:
@@ -580,7 +567,12 @@ def list_segments(place: Place) -> tuple[set[str], set[str]]:
     # Those without an entry in the log may be segments, too: their manifests say so.
     others = folders - known - removed
     unlogged = {s for s in others if read_if_any(place, segment_key(s, MANIFEST_FILE))}
-    return known | unlogged, removed
+    found = known | unlogged
+    if place.folders(f"{CLAIMS}/"):
+        reader = LogReader(place)
+        reader.open()
+        found -= reader.repeated
+    return found, removed
 
 
 def copy_maps(source: Place, destination: Place) -> None:
@@ -632,6 +624,14 @@ def sidecar_of(latest: bytes) -> str:
     try:
         return str(json.loads(latest)["file"]).replace(".safetensors", ".json")
     except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def run_of(latest: bytes) -> str:
+    """Return the id of the run of the policy that a ``LATEST.json`` names, or an empty text."""
+    try:
+        return str(json.loads(latest).get("run", ""))
+    except (AttributeError, ValueError):
         return ""
 
 

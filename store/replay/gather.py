@@ -18,7 +18,7 @@ costs little more than its frames (bench/replay_bench.py: at least 0.9 of the ba
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,6 +169,20 @@ class SequenceBatch:
         return "SequenceBatch(sequences={}, steps={})".format(*self.reward.shape)
 
 
+class UngatheredBatch(NamedTuple):
+    """A batch, and how to fill its frames."""
+
+    transitions: Transitions
+    takes: Sequence[tuple[Callable[..., None], NDArray[np.int64], NDArray[np.uint8]]]
+    """For each stream, `FrameSource.take` and its arguments."""
+
+    def gather(self) -> Transitions:
+        """Fill the frames, and return the batch."""
+        for take, rows, flat in self.takes:
+            take(rows, flat)
+        return self.transitions
+
+
 class FrameBuffer:
     """Memory for the frames of one stream in one batch of transitions, and views of it."""
 
@@ -206,13 +220,13 @@ class FramePlaces(NamedTuple):
         self, row: NDArray[np.int64], next_row: NDArray[np.int64], first: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Return the rows of the frames, int64 (..., W), clamped to the episode's first."""
+        rows = np.empty((*row.shape, self.width), np.int64)
         if self.window is not None:
-            rows = row[..., None] + self.window
+            places = [row + distance for distance in self.window]
         else:
-            rows = np.concatenate(
-                (row[..., None] + self.stack, next_row[..., None] + self.stack), axis=-1
-            )
-        np.maximum(rows, first[..., None], out=rows)
+            places = [last + distance for last in (row, next_row) for distance in self.stack]
+        for at, place in enumerate(places):
+            np.maximum(place, first, out=rows[..., at])
         return rows
 
 
@@ -344,25 +358,36 @@ class Gather:
         action = np.where(is_known, label, numbers[..., ACTION : self._vector])
         return action, None if mask is None else np.maximum(mask, is_known[..., 0])
 
-    def batch(
+    def batches(
+        self, block: Transitions, buffers: Sequence[Mapping[str, FrameBuffer]]
+    ) -> list[UngatheredBatch]:
+        """Return the batches of `look_up`, whose frames will be in these buffers, one per batch.
+
+        All batches of a block are made at once, because the gather of frames between two of them
+        would evict this code from the CPU caches.
+        """
+        return [self._batch(block, number, taken) for number, taken in enumerate(buffers)]
+
+    def _batch(
         self, block: Transitions, number: int, buffers: Mapping[str, FrameBuffer]
-    ) -> Transitions:
-        """Return one of the batches of `look_up`, and gather its frames into `buffers`."""
+    ) -> UngatheredBatch:
+        """Return one of the batches of `look_up`."""
 
         def pick(values: NDArray[Any] | None) -> NDArray[Any] | None:
             return None if values is None else values[number]
 
         streams: dict[str, StreamBatch] = {}
+        takes = []
         for name, stream in block.streams.items():
             rows, buffer = stream.rows[number], buffers.get(name)
             if buffer is None:
                 streams[name] = StreamBatch(None, None, None, rows)
                 continue
-            self._frames[name].take(rows, buffer.flat)
+            takes.append((self._frames[name].take, rows, buffer.flat))
             views = (buffer.window, buffer.observation, buffer.next_observation)
             streams[name] = StreamBatch(*views, rows)
         only = next(iter(streams.values())) if len(streams) == 1 else _NOTHING
-        return Transitions(
+        transitions = Transitions(
             frames=only.frames,
             observation_frames=only.observation,
             next_observation_frames=only.next_observation,
@@ -378,6 +403,7 @@ class Gather:
             weight=pick(block.weight),
             index=pick(block.index),
         )
+        return UngatheredBatch(transitions, takes)
 
     def _sum_rewards(
         self, numbers: NDArray[np.float32], row: NDArray[np.int64], count: NDArray[np.int64]

@@ -58,6 +58,7 @@ from avtd3.store.replay.gather import (
     SequenceBatch,
     SequenceGather,
     Transitions,
+    UngatheredBatch,
     frame_buffers,
 )
 from avtd3.store.replay.native import native_problem
@@ -259,10 +260,9 @@ class Sampler:
                 self.spec, length=length, count=count, action_repeat=config.action_repeat
             )
         gathers = gathers or isinstance(self.backend, DirectReplay)
-        self._buffers = itertools.cycle(
-            [frame_buffers(self.spec, config, gathers=gathers) for _ in range(buffers)]
-        )
-        self._block: Transitions | None = None
+        self._buffers = [frame_buffers(self.spec, config, gathers=gathers) for _ in range(buffers)]
+        self._sampled = 0
+        self._block: list[UngatheredBatch] = []
         self._looked_up: NDArray[np.int64] | None = None
         self._frame_arrays: dict[str, FrameArray] = {}
         self._chosen_digest = self._hashed = ""
@@ -289,16 +289,17 @@ class Sampler:
             DatasetUnreadableError: The same, because no segment can be read now.
         """
         with self._lock:
-            buffer = next(self._buffers)
             while True:
                 self._take_loaded(every_s=TAKE_S)
                 if not self.steps:
                     raise self._tracker.empty_error()
-                block, number = self._next()
                 try:
-                    return self._gather.batch(block, number, buffer)
+                    batch = self._next().gather()
                 except _BAD:
                     self._refuse_damaged()
+                    continue
+                self._sampled += 1
+                return batch
 
     def batches(self, count: int | None = None) -> Iterator[Transitions]:
         """Yield batches of `sample`.
@@ -549,17 +550,26 @@ class Sampler:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _next(self) -> tuple[Transitions, int]:
-        """Return the next batch without its frames, as its index in a block of batches."""
+    def _next(self) -> UngatheredBatch:
+        """Return the next batch without its frames."""
         if self._priorities is not None:
             drawn = self._priorities.draw()
             block = self._gather.look_up(drawn.number[None, self._own])
             weight, index = drawn.weight[None, self._own], drawn.index[None]
-            return dataclasses.replace(block, weight=weight, index=index), 0
+            return self._batches(dataclasses.replace(block, weight=weight, index=index), 0)[0]
         numbers, place = self._draws.next()
-        if self._block is None or numbers is not self._looked_up:
-            self._block, self._looked_up = self._gather.look_up(numbers[:, self._own]), numbers
-        return self._block, place
+        if numbers is not self._looked_up:
+            block = self._gather.look_up(numbers[:, self._own])
+            self._block, self._looked_up = self._batches(block, place), numbers
+        return self._block[place]
+
+    def _batches(self, block: Transitions, place: int) -> list[UngatheredBatch]:
+        """Return the batches of a block, of which number `place` is the next.
+
+        Buffers take turns.
+        """
+        turns = range(self._sampled - place, self._sampled - place + len(block.reward))
+        return self._gather.batches(block, [self._buffers[n % len(self._buffers)] for n in turns])
 
     def _open(self, on_progress: Progress | None) -> RefreshReport:
         """Load segments, until something can be sampled or there is nothing to load."""
@@ -640,6 +650,7 @@ class Sampler:
         """Number all transitions that may be sampled, and sample from these from now on."""
         eligibility, datasets = self._tracker.eligibility, len(self._tracker.datasets)
         self._frame_arrays, self._newest = {}, eligibility.newest
+        self._block, self._looked_up = [], None
         self._hashed = ""
         index = TransitionIndex.of(self.backend, eligibility, self.config.action_repeat)
         groups = group_draws(index, index.lengths, eligibility, self.config, datasets)

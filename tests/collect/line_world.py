@@ -1,5 +1,7 @@
 """Environments for tests that a user could have written."""
 
+import time
+
 import numpy as np
 
 from avtd3.collect.environment import Environment, ResetResult
@@ -133,3 +135,11 @@ class FailsLater(Line):
 
 def identity(made):
     return made
+
+
+class Paced(Line):
+    """Takes time for each step, as a simulator that runs in real time."""
+
+    def step(self, action):
+        time.sleep(0.1)
+        return super().step(action)

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -16,13 +17,21 @@ from avtd3.collect.collector import CollectAheadConfig, CollectConfig, collect
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.plan import UNIT, Amount, claim_segment, claimed_units, units_of
+from avtd3.learn.networks import Actor, NetworkConfig
+from avtd3.learn.policy_store import PolicyStore
 from avtd3.store import staging
 from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, MissingPackageError
+from avtd3.store.remote.client import RemotePlace, open_place
+from avtd3.store.remote.log import LogReader
+from avtd3.store.remote.transfer import transfer
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
+from avtd3.tests.store.remote import servers
+from avtd3.tests.store.remote.datasets import sealed
+from avtd3.tests.store.remote.servers import KEYS
 
 WORLD = "avtd3.tests.collect.point_world:PacedWorld"
 SCENARIO = ScenarioConfig(route_length_m=20.0, time_limit_s=5.0)
@@ -33,12 +42,16 @@ LIMIT_S = 240.0
 class LocalCluster:
     """A scheduler and workers in processes of their own, on the loopback interface."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, **environment):
         self.file, self.workers = folder / "scheduler.json", []
-        self.env = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s",  # a stopped worker is soon lost
-        }
+        self.env = (
+            os.environ
+            | environment
+            | {
+                "OMP_NUM_THREADS": "1",
+                "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s",  # a stopped worker is soon lost
+            }
+        )
         words = ("--host", "127.0.0.1", "--port", "0", "--scheduler-file", self.file)
         self.scheduler = self.start("dask_scheduler", "--no-dashboard", *words)
         wait_until(lambda: self.file.exists() and self.file.read_text())
@@ -74,6 +87,25 @@ def cluster(tmp_path_factory):
     found = LocalCluster(tmp_path_factory.mktemp("cluster"))
     yield found
     found.close()
+
+
+@pytest.fixture(scope="module")
+def cloud_cluster(tmp_path_factory, moto):
+    """A cluster whose workers have the credentials of a store."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with contextlib.closing(LocalCluster(folder, **moto.environment)) as found:
+        yield found
+
+
+def published(url):
+    """Return how many segments a URL has, or 0 without a dataset."""
+    return len(sealed(open_place(url)))
+
+
+def pulled(url, tmp_path, name="back"):
+    """Return how often each episode is at a URL."""
+    transfer(url, tmp_path / name)
+    return episodes(tmp_path / name)
 
 
 def episodes(path):
@@ -206,6 +238,132 @@ def test_workers_that_are_killed_lose_and_double_no_unit(tmp_path, cluster):
     ours = {episode.seed: episode.load().actions.tobytes() for episode in first}
     for episode in Dataset.open(here).episodes():
         assert ours[episode.seed] == episode.load().actions.tobytes()
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_lose_and_double_no_unit_at_a_url(tmp_path, cloud_cluster, bucket):
+    """The workers share no directory: each one uploads what it has collected."""
+    cluster, url = cloud_cluster, f"{bucket}/data"
+    config = dataclasses.replace(CONFIG, spool=str(tmp_path / "spool"))
+    killed: list[object] = []
+    cluster.add_worker()
+    victim = cluster.add_worker()
+    count = 12 * UNIT
+
+    def on_progress(progress):
+        nonlocal victim
+        if len(killed) < 3 and published(url) >= 2 * (len(killed) + 1):
+            victim.kill()
+            killed.append(victim)
+            victim = cluster.add_worker()
+
+    report = collect(
+        url, config, episodes=count, scheduler=cluster.address, on_progress=on_progress
+    )
+    assert len(killed) == 3
+    assert (report.missing, report.unsent, report.tally.episodes) == ("", "", count)
+    assert pulled(url, tmp_path) == once(count)
+    assert len(open_place(url).sizes("claims/")) == 12
+    entries = LogReader(RemotePlace(url)).open()
+    assert sorted(index for entry in entries for index in entry.indices) == list(range(count))
+    assert not any((tmp_path / "spool" / "segments").iterdir())
+
+    # the episodes have the bytes of those that one process collects here
+    here = tmp_path / "here"
+    collect(here, CONFIG, episodes=UNIT)
+    ours = {e.seed: e.load().actions.tobytes() for e in Dataset.open(tmp_path / "back").episodes()}
+    for episode in Dataset.open(here).episodes():
+        assert ours[episode.seed] == episode.load().actions.tobytes()
+    for key in KEYS:
+        files = (p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+        assert not any(key.encode() in data for data in files)
+
+
+@pytest.mark.slow
+def test_a_client_that_is_killed_or_stopped_is_resumed_at_a_url(tmp_path, cloud_cluster, bucket):
+    cluster, url = cloud_cluster, f"{bucket}/data"
+    spool = ("--set", f"collect.spool={tmp_path / 'spool'}")
+    cluster.add_worker()
+
+    def start_and(end, *options):
+        before = published(url)
+        client = start_client(url, cluster, *options, *spool)
+        wait_until(lambda: published(url) >= before + 2 or client.poll() is not None)
+        client.send_signal(end)
+        return client, *client.communicate(timeout=LIMIT_S)
+
+    start_and(signal.SIGKILL, "--episodes", str(8 * UNIT))
+    client, output, errors = start_and(signal.SIGINT, "--resume")
+    assert client.returncode == 0, errors
+    assert "interrupted" in output
+    # a machine that has no spool with the plan's settings finds its episodes at the URL
+    config = dataclasses.replace(CONFIG, spool=str(tmp_path / "other"))
+    report = collect(url, config, episodes=8 * UNIT, scheduler=cluster.address, resume=True)
+    assert report.missing == ""
+    assert report.held_steps > 0
+    assert pulled(url, tmp_path) == once(8 * UNIT)
+
+
+@pytest.mark.slow
+def test_a_cut_link_of_the_workers_is_waited_for_and_shown(tmp_path, moto, bucket):
+    """The command reaches the store, the workers do not."""
+    with (
+        servers.FaultProxy(moto) as proxy,
+        contextlib.closing(
+            LocalCluster(tmp_path, **moto.environment | {"AWS_ENDPOINT_URL": proxy.endpoint})
+        ) as cluster,
+    ):
+        lines: list[str] = []
+
+        def on_progress(progress):
+            lines.append(progress.line())
+            proxy.is_cut = published(f"{bucket}/data") >= 1 and not seen()
+
+        def seen():
+            return any("cannot be reached now" in line for line in lines)
+
+        cluster.add_worker()
+        config = dataclasses.replace(CONFIG, spool=str(tmp_path / "spool"))
+        report = collect(
+            f"{bucket}/data", config, episodes=3 * UNIT, scheduler=cluster.address,
+            on_progress=on_progress,
+        )  # fmt: skip
+        assert seen()
+        assert report.missing == ""
+        assert pulled(f"{bucket}/data", tmp_path) == once(3 * UNIT)
+
+
+@pytest.mark.slow
+def test_policies_at_a_url_drive_on_a_cluster(tmp_path, cloud_cluster, bucket):
+    spec = Dataset.open(collect_here(tmp_path / "here")).spec
+    network = NetworkConfig(hidden=(8,), features=8)
+    PolicyStore(tmp_path / "policies").publish(Actor(spec, network), spec, network, updates=7)
+    transfer(tmp_path / "policies", f"{bucket}/policies")
+    cluster = cloud_cluster
+    cluster.add_worker()
+    evaluation = EvaluateConfig(world=WORLD, scenario=SCENARIO, episodes=UNIT + 2)
+    theirs = evaluate(f"{bucket}/policies", evaluation, scheduler=cluster.address)
+    assert theirs.scores == evaluate(tmp_path / "policies", evaluation).scores
+    assert theirs.driver == f"{bucket}/policies"
+
+    config = dataclasses.replace(CONFIG, driver="policy", spool=str(tmp_path / "spool"))
+    report = collect(
+        f"{bucket}/data", config, episodes=UNIT, scheduler=cluster.address,
+        policies=f"{bucket}/policies",
+    )  # fmt: skip
+    assert report.missing == ""
+    assert LogReader(RemotePlace(f"{bucket}/data")).open()[0].policy_versions == (0, 0)
+
+
+def collect_here(path):
+    collect(path, CONFIG, episodes=1)
+    return path
+
+
+@pytest.mark.parametrize("action", [collect, evaluate])
+def test_a_place_within_this_process_is_refused(action):
+    with pytest.raises(ConfigError, match="memory://here is a place within one process"):
+        action("memory://here", scheduler="tcp://127.0.0.1:1")
 
 
 @pytest.mark.slow

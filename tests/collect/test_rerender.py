@@ -208,6 +208,7 @@ STREAMS = {
     "bev": {"kind": "bev", "height": 20, "width": 16, "stack": 1},
     "gray": {},
     "rgb": {"kind": "rgb", "height": 30, "width": 40},
+    "way": {"kind": "bev_route", "height": 24, "width": 16, "stack": 1},
 }
 
 
@@ -216,7 +217,7 @@ def several(source, tmp_path_factory):
     path = tmp_path_factory.mktemp("several") / "new"
     report = rerender(source, path, SceneChanges(streams=STREAMS))
     observations = sum(segment.observations for segment in segments(source))
-    assert (report.frames, report.problems) == (3 * observations, ())
+    assert (report.frames, report.problems) == (4 * observations, ())
     return path
 
 
@@ -224,9 +225,14 @@ def test_named_streams_make_a_dataset_of_format_2(source, several):
     spec = Dataset.open(several).spec
     assert spec.format_version == 2
     shapes = {name: image.observation_shape for name, image in spec.images.items()}
-    assert shapes == {"bev": (5, 20, 16), "gray": (4, 24, 32), "rgb": (12, 30, 40)}
+    assert shapes == {
+        "bev": (5, 20, 16),
+        "gray": (4, 24, 32),
+        "rgb": (12, 30, 40),
+        "way": (6, 24, 16),
+    }
     shared = ("episode_weather", "state_setup")
-    frames = ("frames", "frames_bev", "frames_gray", "frames_rgb")
+    frames = ("frames", *(f"frames_{stream}" for stream in STREAMS))
     assert contents(several, without=(*frames, *shared)) == contents(
         source, without=(*frames, *shared)
     )

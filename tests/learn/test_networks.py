@@ -55,6 +55,31 @@ def test_the_folded_scaling_equals_the_plain_formula(config, sides):
     torch.testing.assert_close(ours, plain_features(encoder, frames, config))
 
 
+@pytest.mark.parametrize("sides", [(84, 84), (36, 51)])
+def test_bfloat16_gradients_equal_those_of_plain_convolutions(sides):
+    torch.manual_seed(0)
+    encoder = Encoder(ImageSpec(height=sides[0], width=sides[1]), NetworkConfig())
+    pixels = to_pixels(make_frames(ImageSpec(height=sides[0], width=sides[1])), torch.bfloat16)
+
+    def plain():
+        first = functional.relu(functional.conv2d(pixels, *encoder.scaled_first(), 4))
+        x = functional.relu(encoder.convolutions[1](first))
+        x = functional.relu(encoder.convolutions[2](x))
+        return encoder.finish(encoder.linear(x.permute(0, 2, 3, 1).flatten(1)))
+
+    def run(features_of):
+        encoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            features = features_of()
+        features.float().square().sum().backward()
+        return features.detach().float(), [p.grad.clone() for p in encoder.parameters()]
+
+    ours, expected = run(lambda: encoder(pixels)), run(plain)
+    torch.testing.assert_close(ours[0], expected[0], rtol=0.02, atol=0.02)
+    for gradient, wanted in zip(ours[1], expected[1], strict=True):
+        assert (gradient - wanted).norm() < 0.03 * wanted.norm()
+
+
 def test_it_is_the_nature_cnn():
     encoder = Encoder(ImageSpec(), NetworkConfig())
     assert [

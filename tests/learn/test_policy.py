@@ -27,7 +27,13 @@ from avtd3.learn.policy import (
 )
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.store import files
-from avtd3.store.errors import CheckpointError, FormatVersionError, SpecError, UnreadableError
+from avtd3.store.errors import (
+    CheckpointError,
+    FormatVersionError,
+    InUseError,
+    SpecError,
+    UnreadableError,
+)
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
 
@@ -105,6 +111,16 @@ def test_a_published_policy_drives_as_the_actor_did(directory, actor, spec):
     assert action.shape == (2,)
     np.testing.assert_array_equal(action, direct)
     np.testing.assert_array_equal(action, policy.act(frames, vector))
+
+
+def test_loading_imports_no_compiler(directory, actor, spec):
+    directory.publish(actor, spec, CONFIG, updates=1)
+    script = (
+        "import sys; from avtd3.learn.policy import Policy; Policy.load(sys.argv[1]); "
+        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
+    )
+    command = [sys.executable, "-c", script, str(directory.path)]
+    subprocess.run(command, check=True, timeout=300)
 
 
 def test_a_new_version_is_taken_and_the_same_one_kept(directory, actor, spec):
@@ -671,3 +687,28 @@ def test_an_actor_refuses_an_image_of_another_shape_and_stays_usable(actor, spec
             player.act(Observation(image=image, vector=vector))
     action = player.act(Observation(image=frames[:1], vector=vector))
     np.testing.assert_array_equal(action, policy.act(frames[[0, 0]], vector))
+
+
+def test_two_learners_in_one_directory_are_revealed_by_their_runs(actor, spec, tmp_path):
+    def publish(store):
+        store.publish(actor, spec, CONFIG, updates=0)
+        collector.poll(None, spec)
+        return collector.warning
+
+    path = tmp_path / "policies"
+    collector, old = PolicyStore(path), PolicyStore(path)  # which knows no ids
+    one, two = PolicyStore(path, run="1a"), PolicyStore(path, run="2b")
+    assert publish(old) == publish(one) == publish(one) == ""
+    assert json.loads((path / "policy-00000002.json").read_bytes())["run"] == "1a"
+    assert json.loads((path / "LATEST.json").read_bytes())["run"] == "1a"
+    assert publish(two) == "", "a run may continue after another one"
+    with pytest.raises(InUseError, match=r"another learner, run 2b, which published policy-0+3"):
+        publish(one)
+    assert publish(old) == ""
+    resumed = PolicyStore(path, run="1a")  # it cannot know that run 2b has not ended
+    assert "two learners publish in" in publish(resumed)
+    with pytest.raises(InUseError, match="run 1a"):
+        publish(two)
+    path.joinpath("LATEST.json").unlink()
+    resumed.repair(spec)
+    assert json.loads((path / "LATEST.json").read_bytes())["run"] == "1a"

@@ -12,6 +12,9 @@ import pytest
 import safetensors.numpy
 
 from avtd3.learn.checkpoints import CHECKPOINTS, TENSORS, list_checkpoints, updates_of
+from avtd3.store.dataset import Dataset
+from avtd3.store.remote.client import open_place
+from avtd3.store.remote.transfer import MIRROR_FILE, transfer
 from avtd3.store.spec import ImageSpec
 from avtd3.tests.learn.ranks_worker import train_case
 
@@ -79,11 +82,19 @@ def newest(run):
     return path.name, safetensors.numpy.load_file(path / TENSORS)
 
 
-def check_equal(tmp_path, data, cases):
-    """Raise if two ranks with batches of 8 and one rank with batches of 16 differ."""
+def check_equal(tmp_path, data, cases, url=None):
+    """Raise if two ranks with batches of 8 and one rank with batches of 16 differ.
+
+    With `url`, the two ranks read the same data from there.
+    """
     learn = {name: LEARN | case for name, case in cases.items()}
     plan = [
-        {"data": str(data), "run": str(tmp_path / "two" / name), "learn": case, "batch_size": 8}
+        {
+            "data": url or str(data),
+            "run": str(tmp_path / "two" / name),
+            "learn": case,
+            "batch_size": 8,
+        }
         for name, case in learn.items()
     ]
     (tmp_path / "plan.json").write_text(json.dumps(plan))
@@ -226,6 +237,42 @@ def test_ranks_follow_a_dataset_that_grows_and_agree_on_damage(
     code, text = end_of(process)
     assert code == 0, text
     assert updates_of(list_checkpoints(run / CHECKPOINTS)[-1]) == 200
+
+
+@pytest.mark.slow
+def test_two_ranks_on_a_url_equal_one_on_the_same_directory(tmp_path, dataset, bucket):
+    data = dataset(image=False)
+    transfer(data, bucket)
+    check_equal(tmp_path, data, VECTOR, bucket)
+    mirrors = list((tmp_path / "two").rglob(MIRROR_FILE))
+    assert len(mirrors) == len(VECTOR), "one mirror for all ranks of a run"
+
+
+@pytest.mark.slow
+def test_ranks_follow_a_url_within_the_size_of_their_mirror(
+    tmp_path, publish_episodes, make_spec, bucket
+):
+    data, run, spec = tmp_path / "data", tmp_path / "run", make_spec()
+    publish_episodes(data, spec)
+    [segment] = Dataset.open(data).snapshot().segments
+    most = round(3.5 * segment.size_bytes)
+    settings = {"learning_starts": 100, "updates_per_step": 1, "refresh_seconds": 0.2}
+    policies = ("--policies", f"{bucket}/policies", "--updates", "200")
+    process = learn(bucket, run, "--follow", *policies, mirror_bytes=most, **settings)
+    for seed in range(1, 9):
+        transfer(data, bucket)
+        wait_for(process, lambda: list(run.glob("mirror/*/segments/*")))
+        publish_episodes(data, spec, seed=seed)
+    transfer(data, bucket)
+    code, text = end_of(process)
+    assert code == 0, text
+    assert updates_of(list_checkpoints(run / CHECKPOINTS)[-1]) == 200
+    [mirror] = run.glob("mirror/*")
+    kept = Dataset.open(mirror).snapshot().segments
+    assert sum(each.size_bytes for each in kept) <= most
+    assert "LATEST.json" in open_place(f"{bucket}/policies").sizes("")
+    places = json.loads((run / "config.json").read_bytes())
+    assert (places["datasets"], places["ranks"]) == ([bucket], 2)
 
 
 @pytest.mark.slow

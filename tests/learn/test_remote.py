@@ -139,15 +139,40 @@ def test_versions_continue_after_an_earlier_run_and_two_learners_are_refused(
     train(CONFIG, datasets=data, run=tmp_path / "one", policies=policies)
     report = train(CONFIG, datasets=data, run=tmp_path / "two", policies=policies)
     assert report.policy_version == 4
+    first, second = (
+        json.loads((tmp_path / name / "config.json").read_bytes())["run_id"]
+        for name in ("one", "two")
+    )
+    assert first != second
+    assert json.loads(open_place(policies).read("policy-00000002.json"))["run"] == first
+    more = dataclasses.replace(CONFIG, updates=30)
+    train(more, datasets=data, run=tmp_path / "two", policies=policies, resume=True)
+    assert json.loads(open_place(policies).read("policy-00000005.json"))["run"] == second
 
     class Intruder(TrainCallback):
         def on_publish(self, path):
-            if path.name.startswith("policy-00000005"):
-                open_place(policies).write("policy-00000006.safetensors", b"of another learner")
+            if path.name.startswith("policy-00000006"):
+                open_place(policies).write("policy-00000007.safetensors", b"of another learner")
 
     with pytest.raises(InUseError, match="another learner"):
         train(
             CONFIG, datasets=data, run=tmp_path / "three", policies=policies,
+            callbacks=[Intruder()],
+        )  # fmt: skip
+
+
+def test_a_learner_ends_when_another_run_publishes_newer_policies(data, bucket, tmp_path):
+    policies = f"{bucket}/policies"
+
+    class Intruder(TrainCallback):
+        def on_publish(self, path):
+            if path.name.startswith("policy-00000000"):
+                other = {"version": 7, "file": "policy-00000007.safetensors", "run": "0ther"}
+                open_place(policies).write("LATEST.json", json.dumps(other).encode())
+
+    with pytest.raises(InUseError, match="another learner, run 0ther, which published there"):
+        train(
+            CONFIG, datasets=data, run=tmp_path / "run", policies=policies,
             callbacks=[Intruder()],
         )  # fmt: skip
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from avtd3.tests.pipeline.hosts import Hosts
+
 HANG_S = 1200
 """Seconds after which a test of this directory counts as hung."""
 QUICK_WORLD = (
@@ -33,8 +35,13 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(HANG_S))
 
 
-def command(*words):
-    return [sys.executable, "-m", "avtd3.cli", *map(str, words)]
+def command(*words, clock_s=0.0):
+    """Return the words that run avtd3, on a machine whose clock is wrong by some seconds."""
+    program = ["-m", "avtd3.cli"]
+    if clock_s:
+        wrong = f"import time; real = time.time; time.time = lambda: real() + {clock_s}"
+        program = ["-c", f"{wrong}; from avtd3.cli import main; main()"]
+    return [sys.executable, *program, *map(str, words)]
 
 
 def avtd3(*words):
@@ -56,13 +63,13 @@ def avtd3_json(*words):
 
 
 class Running:
-    """A running command, with its standard error in a file."""
+    """A running command, with its standard error and its standard output in files."""
 
-    def __init__(self, log, *words):
-        self.log = log
-        with log.open("a") as file:
+    def __init__(self, log, *words, before=(), env=ENVIRONMENT, clock_s=0.0):
+        self.log, self.out = log, log.with_suffix(".out")
+        with log.open("a") as file, self.out.open("w") as out:
             self.process = subprocess.Popen(
-                command(*words), stdout=subprocess.DEVNULL, stderr=file, env=ENVIRONMENT
+                [*before, *command(*words, clock_s=clock_s)], stdout=out, stderr=file, env=env
             )
 
     @property
@@ -73,9 +80,9 @@ class Running:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def stop(self):
+    def stop(self, number=signal.SIGTERM):
         """Ask it to finish, as Ctrl-C does; return the exit code."""
-        self.process.send_signal(signal.SIGTERM)
+        self.process.send_signal(number)
         return self.process.wait()
 
 
@@ -84,8 +91,8 @@ def start(tmp_path):
     """Start commands in the background; at the end, kill those that run and print all logs."""
     started = []
 
-    def start_one(*words):
-        started.append(Running(tmp_path / f"{words[0]}.log", *words))
+    def start_one(*words, **options):
+        started.append(Running(tmp_path / f"{words[0]}.log", *words, **options))
         return started[-1]
 
     yield start_one
@@ -93,6 +100,12 @@ def start(tmp_path):
         if running.is_alive:
             running.kill()
         sys.stderr.write(running.log.read_text()[-2000:])
+
+
+@pytest.fixture
+def hosts():
+    with Hosts("collector", "learner", "watcher") as hosts:
+        yield hosts
 
 
 def wait_until(predicate, what, *, running=()):

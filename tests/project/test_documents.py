@@ -65,8 +65,9 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The commands, as lists of words."""
-        lines = self.text.replace("\\\n", " ").splitlines() if self.language == "bash" else []
+        """The commands, as lists of words; what they print may go to a file."""
+        text = re.sub(r" > [\w.]+$", "", self.text.replace("\\\n", " "), flags=re.MULTILINE)
+        lines = text.splitlines() if self.language == "bash" else []
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -113,9 +114,14 @@ def context_of(words):
     return parsed
 
 
+def saved_files(block):
+    """The files that the document of a block asks its reader to save."""
+    return {each.value for each in blocks(block.document) if each.note == "file"}
+
+
 def check_avtd3(block, words):
     parameters = context_of(words).params
-    saved = {each.value for each in blocks(block.document) if each.note == "file"}
+    saved = saved_files(block)
     if (config := parameters.get("config")) is not None:
         assert config in {*presets(), *saved}, f"{config} is no preset, and no file of the document"
     overrides = parameters.get("set_") or ()
@@ -129,7 +135,7 @@ def check_other(block, program, words):
         makefile = (ROOT / "Makefile").read_text("utf-8")
         assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE)
     elif program == "python" and words[0] != "-m":
-        assert (ROOT / words[0]).is_file()
+        assert words[0] in saved_files(block) or (ROOT / words[0]).is_file()
     elif program == "torchrun":
         module, *arguments = words[words.index("--") + 1 :]
         assert module == "avtd3.cli"

@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avtd3.store import status
 from avtd3.store.remote.client import LocalPlace
 from avtd3.store.render.status_view import StatusReport
 from avtd3.store.status import (
@@ -244,6 +246,29 @@ def test_a_collector_waits_only_for_a_learner_with_a_fresh_heartbeat(place, cloc
     write(place, learner(5, 900, is_ended=True))
     clock.now_s += 5.0
     assert watch.unseen(10_700) == 0
+
+
+class Stuck:
+    """A bucket behind a cut link: answers come when the test allows it."""
+
+    def __init__(self, place, answers):
+        self.text, self.read, self._place, self._answers = "s3://b", place.read, place, answers
+
+    def sizes(self, prefix):
+        self._answers.wait()
+        return self._place.sizes(prefix)
+
+
+def test_a_collector_continues_while_a_look_at_the_learner_hangs(place, clock, monkeypatch):
+    monkeypatch.setattr(status, "_LOOK_S", 0.01)
+    answers = threading.Event()
+    write(place, learner(1, 0))
+    watch = LearnerWatch([Stuck(place, answers)], "car", clock=clock)
+    assert [watch.unseen(100) for _ in range(3)] == [0, 0, 0]
+    answers.set()
+    while watch.unseen(100 + clock.now_s) == 0:
+        clock.now_s += 5.0
+        write(place, learner(int(clock.now_s), 0))
 
 
 def test_the_report_knows_lag_and_alerts(place, clock):

@@ -17,7 +17,7 @@ class Snapshot:
         self.place, self.yaw_deg, self.velocity = Vector(x, y), yaw_deg, Vector(*velocity)
 
     def get_transform(self):
-        rotation = type("Rotation", (), {"yaw": self.yaw_deg})
+        rotation = type("Rotation", (), {"pitch": 0.0, "yaw": self.yaw_deg, "roll": 0.0})
         return type("Transform", (), {"location": self.place, "rotation": rotation})
 
     def get_velocity(self):

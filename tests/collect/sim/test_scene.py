@@ -43,7 +43,7 @@ def drive(world, number, seed, steps, **changes):
 
 def redraw(folder, record, changes=None, seed=0):
     scene = Scene.parse(record.setup)
-    scene = scene if changes is None else changes.apply(scene, seed)
+    scene = scene if changes is None else scene.changed(changes, seed)
     return [drawn["image"] for drawn in SceneRenderer(folder).frames(scene, record)]
 
 

@@ -1,6 +1,8 @@
 """Streams of the built-in simulator: what their planes show, and that they are drawn the same."""
 
 import dataclasses
+import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,9 @@ import pytest
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.scenarios import scenario
 from avtd3.collect.sim.camera import Camera
-from avtd3.collect.sim.streams import PLANES, StreamCamera, open_drawer
+from avtd3.collect.sim.streams import PLANES, StreamCamera, open_drawer, route_line, route_steps
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
-from avtd3.store.errors import ConfigError
+from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M
 from avtd3.tests.collect.maps.road_networks import straight_network
 from avtd3.tests.collect.plain import STEADY
@@ -24,6 +26,8 @@ STREAMS = {
     "semantic": StreamCamera(kind="semantic", **SMALL),
     "bev": StreamCamera(kind="bev", height=32, width=24, stack=1, stride=1),
 }
+ROUTE = (0.0 + 1.75j, 58.0 + 1.75j, 58.0 + 20.0j)
+"""Points of a route along the road and off to the right."""
 STILL = {**dataclasses.asdict(STEADY), **SMALL}
 
 
@@ -36,7 +40,7 @@ def raster():
 def drawn(raster, kind, car, vehicles=(), **settings):
     """A frame; vehicles are x, y and yaw, all of 4 m by 2 m."""
     drawer = open_drawer(StreamCamera(kind=kind, **{**STILL, **settings}))
-    drawer.reset(raster, PLAIN, np.random.default_rng(0))
+    drawer.reset(raster, PLAIN, np.random.default_rng(0), np.array(ROUTE))
     steps = (POSITION_STEPS_PER_M, POSITION_STEPS_PER_M, ANGLE_STEPS_PER_RAD)
     poses = np.rint(np.array(vehicles, float).reshape(-1, 3) * steps).astype(np.int64)
     shapes = [[4.0, 2.0, 1.5, 0.4321]] * len(poses)
@@ -114,6 +118,45 @@ def test_vehicles_are_whole_pixels_above_the_ground(raster):
     assert not masks[:3, masks[3] == 255].any()
 
 
+@pytest.mark.parametrize(("yaw", "side"), [(0.0, 0.25), (0.7, 0.25), (-2.0, 0.5), (0.3, 2.0)])
+def test_the_route_is_every_pixel_near_it(raster, yaw, side):
+    car, vehicle = (50.0, 1.2, yaw), (54.0, 1.75, 0.0)
+    settings = {"height": 48, "width": 40, "metres_per_pixel": side}
+    *others, route = drawn(raster, "bev_route", car, [vehicle], **settings)
+    np.testing.assert_array_equal(others, drawn(raster, "bev", car, [vehicle], **settings))
+    rows, columns = np.mgrid[:48, :40]
+    at = (0.75 * 48 - rows - 0.5) * side + 1j * (columns + 0.5 - 20) * side
+    at = at * np.exp(1j * yaw) + complex(*car[:2])
+    away = np.minimum(*(from_segment(at, *ends) for ends in itertools.pairwise(ROUTE)))
+    half = max(1.0, side / 2)
+    assert set(np.unique(route)) == {0, 255}
+    assert (route[away < half - 0.02] == 255).all(), "also under the vehicle"
+    assert not route[away > half].any()
+
+
+def from_segment(at, start, end):
+    """Return the distance of points from a segment."""
+    way = end - start
+    along = np.clip(((at - start) / way).real, 0.0, 1.0)
+    return np.abs(at - start - along * way)
+
+
+def test_a_missing_route_is_reported(raster):
+    drawer = open_drawer(StreamCamera(kind="bev_route"))
+    with pytest.raises(SpecError, match="the route is not known"):
+        drawer.reset(raster, PLAIN, np.random.default_rng(0), None)
+
+
+def test_routes_are_stored_in_millimetres():
+    rng = np.random.default_rng(0)
+    points = np.cumsum(rng.normal(0.7, 0.4, (300, 2)), axis=0) + 1e4
+    stored = route_steps(points)
+    assert np.abs(stored)[:, 2:].max() < 5000, "small numbers"
+    line = route_line(json.loads(json.dumps(stored)))
+    assert np.abs(line - points[:, 0] - 1j * points[:, 1]).max() < 1e-3
+    assert route_steps(np.zeros((20_001, 2))) is None
+
+
 def test_the_view_from_above_may_reach_beyond_the_fine_ground(raster):
     settings = {"height": 100, "width": 16, "metres_per_pixel": 1.0, "supersample": 1}
     road = drawn(raster, "bev", (100.0, 1.75, 0.0), **settings)[0]
@@ -124,7 +167,7 @@ def test_the_view_from_above_may_reach_beyond_the_fine_ground(raster):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "lidar"}, "expected one of gray, rgb, semantic, bev"),
+        ({"kind": "lidar"}, "expected one of gray, rgb, semantic, bev, bev_route"),
         ({"stack": 0}, "camera.stack"),
         ({"stride": 0}, "camera.stride"),
         ({"metres_per_pixel": 0.0}, "camera.metres_per_pixel"),

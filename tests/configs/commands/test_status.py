@@ -7,7 +7,7 @@ import time
 import pytest
 
 from avtd3.cli import main
-from avtd3.store.remote.client import LocalPlace
+from avtd3.store.remote.client import LocalPlace, open_place
 from avtd3.store.status import Beat
 
 
@@ -38,6 +38,22 @@ def test_running_and_ended_processes_are_well(tmp_path, status):
     code, out, _ = status(tmp_path / "d", tmp_path / "run", "--json")
     document = json.loads(out)
     assert [p["state"] for p in document["processes"]] == ["running", "ended", "running"]
+
+
+def test_a_url_is_a_place(bucket, tmp_path, status):
+    beat(tmp_path / "d", "car", steps=500, is_ended=True)
+    (sent,) = (tmp_path / "d" / "status").iterdir()
+    open_place(bucket).write(f"status/{sent.name}", sent.read_bytes())
+    code, out, _ = status(bucket, "--json")
+    (process,) = json.loads(out)["processes"]
+    assert (code, process["state"], process["place"]) == (0, "ended", bucket)
+
+
+def test_a_url_that_cannot_be_reached_is_an_error_soon(bucket, status, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    code, _, error = status(bucket, "--once")
+    assert code == 3
+    assert "cannot be reached now at http://127.0.0.1:1: Connection refused" in error
 
 
 def test_a_dead_process_exits_with_1(tmp_path, status, monkeypatch):

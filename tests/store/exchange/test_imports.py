@@ -18,6 +18,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.exchange.importing import import_episodes
 from avtd3.store.exchange.record import MAX_EPISODE_BYTES, ImportConfig
+from avtd3.store.spec import ImageSpec
 from avtd3.tests.store.exchange.readers import write_drq
 
 RNG = np.random.default_rng(0)
@@ -135,10 +136,50 @@ def test_robomimic_with_and_without_next_observations(tmp_path):
         np.testing.assert_array_equal(episode.vectors[-1], episode.vectors[-2])
 
 
+def test_several_cameras_of_robomimic_become_streams(tmp_path):
+    cameras = ("agentview_image", "robot0_eye_in_hand_image")
+    path = robomimic(tmp_path / "a.hdf5", next_obs=True, images=cameras)
+    report = import_episodes(path, tmp_path / "data", "hdf5", ImportConfig(stack=2))
+    assert (report.episodes, report.steps) == (3, 3 * T)
+    assert sum("became the stream" in notice for notice in report.notices) == 2
+    dataset = Dataset.open(tmp_path / "data")
+    assert dataset.spec.format_version == 2
+    assert dict(dataset.spec.streams) == {
+        name: ImageSpec(channels=3, height=7, width=8, stack=2)
+        for name in ("agentview", "robot0_eye_in_hand")
+    }
+    assert dataset.spec.vector_size == 3
+    with h5py.File(path) as file:
+        for episode, demo in zip(dataset.episodes(), ("demo_0", "demo_1", "demo_10"), strict=True):
+            for camera in cameras:
+                wanted = np.moveaxis(file[f"data/{demo}/obs/{camera}"][()], -1, 1)
+                found = episode.streams[camera.removesuffix("_image")]
+                np.testing.assert_array_equal(found[:-1], wanted)
+    assert import_episodes(path, tmp_path / "data", "hdf5", ImportConfig(stack=2)).episodes == 0
+
+
+def test_images_whose_names_make_one_stream_are_refused(tmp_path):
+    path = robomimic(tmp_path / "a.hdf5", next_obs=True, images=("Front", "front_image"))
+    with pytest.raises(SpecError, match="would both be the stream front"):
+        import_episodes(path, tmp_path / "data", "hdf5")
+
+
+def test_several_images_in_npz_become_streams(tmp_path):
+    frames = {name: pictures(rows=T + 1) for name in ("left", "right")}
+    episode = drq_episode(pictures(), vector=RNG.normal(size=(T + 1, 2)))
+    del episode["observation"]
+    episode |= {f"{name}_image": values for name, values in frames.items()}
+    write_drq(tmp_path / "buffer", 0, episode)
+    import_episodes(tmp_path / "buffer", tmp_path / "data", "npz")
+    (found,) = Dataset.open(tmp_path / "data").episodes()
+    assert list(found.streams) == ["left", "right"]
+    for name, values in frames.items():
+        np.testing.assert_array_equal(found.streams[name], values)
+    assert found.vectors.shape == (T + 1, 2)
+
+
 def test_one_of_several_images_is_chosen(tmp_path):
     path = robomimic(tmp_path / "a.hdf5", next_obs=True, images=("front", "wrist"))
-    with pytest.raises(SpecError, match="choose one with --image: front uint8"):
-        import_episodes(path, tmp_path / "data", "hdf5")
     with pytest.raises(SpecError, match="'side' cannot be used so"):
         import_episodes(path, tmp_path / "data", "hdf5", ImportConfig(image="side"))
     assert (
@@ -170,14 +211,29 @@ def test_d4rl(tmp_path, has_next):
     assert len(report.notices) == (0 if has_next else 2)
 
 
-def minari_dataset(root, monkeypatch, *, jpeg=True, side=32, count=3):
+def minari_dataset(root, monkeypatch, *, jpeg=True, side=32, count=3, several=False):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(root))
     spaces = gymnasium.spaces
     observations = {
         "camera": spaces.Box(0, 255, (side, side, 3), np.uint8),
         "goal": spaces.Dict({"x": spaces.Box(-np.inf, np.inf, (2,), np.float64)}),
     }
+    views = {"left": (2, 40, 48, 3), "right_image": (2, side, side)}
+    if several:
+        boxes = {name: spaces.Box(0, 255, shape[1:], np.uint8) for name, shape in views.items()}
+        observations["pixels"] = spaces.Dict(boxes)
     space = spaces.Dict(observations)
+
+    def more():
+        if not several:
+            return {}
+        return {
+            "pixels": {
+                name: np.repeat(RNG.integers(0, 256, shape, np.uint8), [T, 1], axis=0)
+                for name, shape in views.items()
+            }
+        }
+
     buffers = [
         EpisodeBuffer(
             id=n,
@@ -185,6 +241,7 @@ def minari_dataset(root, monkeypatch, *, jpeg=True, side=32, count=3):
             observations={
                 "camera": np.full((T + 1, side, side, 3), 40 * n, np.uint8),
                 "goal": {"x": RNG.normal(size=(T + 1, 2))},
+                **more(),
             },
             actions=RNG.uniform(-2.0, 2.0, (T, 1)).astype(np.float32),
             rewards=list(range(T)),
@@ -227,6 +284,25 @@ def test_a_dataset_that_minari_wrote(tmp_path, monkeypatch, jpeg):
         vectors = theirs.observations["goal"]["x"].astype(np.float32)
         np.testing.assert_array_equal(episode.vectors, vectors)
         np.testing.assert_array_equal(episode.actions, theirs.actions)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("jpeg", [False, True])
+def test_several_images_that_minari_wrote_become_streams(tmp_path, monkeypatch, jpeg):
+    path = minari_dataset(tmp_path, monkeypatch, jpeg=jpeg, several=True)
+    report = import_episodes(path, tmp_path / "data", "minari")
+    assert any("JPEG" in notice for notice in report.notices) == jpeg
+    dataset = Dataset.open(tmp_path / "data")
+    shapes = {name: image.frame_shape for name, image in dataset.spec.images.items()}
+    wanted = {"camera": (3, 32, 32), "pixels_left": (3, 40, 48), "pixels_right": (1, 32, 32)}
+    assert shapes == wanted
+    loaded = minari.load_dataset("test/mine-v0")
+    for episode, theirs in zip(dataset.episodes(), loaded, strict=True):
+        pixels = theirs.observations["pixels"]
+        left, right = np.moveaxis(pixels["left"], -1, 1), pixels["right_image"][:, None]
+        np.testing.assert_array_equal(episode.streams["pixels_left"], left)
+        np.testing.assert_array_equal(episode.streams["pixels_right"], right)
+        assert episode.vectors.shape == (T + 1, 2)
 
 
 def test_an_interrupted_import_continues(tmp_path):

@@ -1,14 +1,16 @@
 """Mirrors, spools and policies that follow: nothing is lost, whatever happens to the link."""
 
+import functools
 import json
 import time
 
 import pytest
 
-from avtd3.store import ConfigError, Dataset, DatasetError, InUseError
-from avtd3.store.remote import background
+from avtd3.store import ConfigError, Dataset, DatasetError, InUseError, UnreachableError
+from avtd3.store.remote import background, client
 from avtd3.store.remote.background import Mirror, PolicyPull, PolicyPush, Spool, SpoolSize
 from avtd3.store.remote.client import open_place
+from avtd3.store.remote.commit import Unit
 from avtd3.store.remote.transfer import transfer
 from avtd3.tests.store.remote.datasets import add, content, make, sealed
 from avtd3.tests.store.remote.test_transfer import names, policy
@@ -106,6 +108,19 @@ def test_a_limit_below_the_two_largest_segments_is_an_error_at_the_start(url, tm
     fill(mirror_of(url, tmp_path, max_bytes=sum(sizes[1:])))
 
 
+def test_a_later_segment_that_cannot_fit_is_reported(url, tmp_path):
+    data = make(tmp_path / "data", [(3,)])
+    transfer(data.path, url)
+    (first,) = data.segment_ids()
+    mirror = mirror_of(url, tmp_path, max_bytes=3 * data.open_segment(first).size_bytes)
+    fill(mirror)
+    large = add(data, 9, (4000,))
+    transfer(data.path, url)
+    mirror.work()
+    assert Dataset.open(mirror.path).segment_ids() == [first]
+    assert "raise it, or let the collectors write smaller segments" in mirror.problems[large]
+
+
 def test_a_mirror_of_another_url_and_a_missing_dataset_are_refused(url, tmp_path):
     data = make(tmp_path / "data", [(3,)])
     for place in (url, f"{url}/other"):
@@ -156,6 +171,24 @@ def test_a_spool_is_emptied_into_the_url_and_nothing_is_lost_while_it_is_cut(
     assert content(tmp_path / "back") == content(tmp_path / "kept")
 
 
+def test_two_spools_publish_a_unit_once_and_a_resume_sees_its_episodes(url, tmp_path):
+    unit = Unit(plan="p" * 64, number=4)
+    for number in range(2):
+        data = make(tmp_path / f"data-{number}", [], plan_digest=unit.plan)
+        add(data, number, (3, 2), plan_digest=unit.plan)
+        with Spool(url, data.path, unit=unit) as spool:
+            assert spool.finish(lambda: False, lambda _: None)
+        assert spool.left == 0
+        assert len(sealed(open_place(url))) == 1
+        assert spool.claimed(unit.plan, lambda: False) == {4}
+        assert spool.held(unit.plan, lambda: False) == {-1: 2}, (
+            "by index, which these episodes have in common"
+        )
+    # also if the writer died before it added the entry of the log
+    open_place(url).delete(open_place(url).sizes("log/"))
+    assert spool.held(unit.plan, lambda: False) == {-1: 2}
+
+
 @pytest.mark.slow
 def test_a_spool_that_is_cut_in_the_middle_is_uploaded_by_the_next_process(proxy, bucket, tmp_path):
     data = make(tmp_path / "data", [(3,)])
@@ -173,6 +206,37 @@ def test_a_spool_that_is_cut_in_the_middle_is_uploaded_by_the_next_process(proxy
     assert content(tmp_path / "back") == content(tmp_path / "kept")
 
 
+def test_a_spool_waits_no_longer_once_it_uploads_again(proxy, bucket, tmp_path):
+    data = make(tmp_path / "data", [(3,), (3,)])
+    second, waits = data.segment_ids()[1], list[str]()
+    count = iter(range(10**9))
+
+    def fault(method, path):
+        if second in path:
+            waits.append(spool.waiting)
+        return "503" if next(count) in (20, 21) else ""
+
+    with Spool(bucket, data.path) as spool:
+        proxy.fault = fault
+        assert spool.finish(lambda: False, lambda _: None)
+    assert set(waits) == {""}
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_what_must_be_known_at_first_is_not_waited_for_without_end(
+    proxy, bucket, tmp_path, monkeypatch, is_stopped
+):
+    """The link may be cut between the first look at the URL and the next request."""
+    monkeypatch.setattr(client, "PATIENCE_S", 1e9 if is_stopped else 0.05)
+    transfer(make(tmp_path / "data", [(3,)]).path, bucket)
+    spool, push = Spool(bucket, tmp_path / "data"), PolicyPush(bucket, tmp_path / "policies")
+    monkeypatch.setattr(background, "check_reachable", lambda place: None)
+    proxy.is_cut = True
+    for ask in (spool.check_spec, functools.partial(spool.held, "plan"), push.adopt):
+        with pytest.raises(UnreachableError):
+            ask(lambda: is_stopped)
+
+
 def test_policies_follow_and_continue_after_those_of_an_earlier_run(url, tmp_path):
     learner, later, collector = (tmp_path / name for name in ("learner", "later", "collector"))
     policy(learner, 0)
@@ -187,8 +251,22 @@ def test_policies_follow_and_continue_after_those_of_an_earlier_run(url, tmp_pat
     assert json.loads((collector / "LATEST.json").read_bytes())["version"] == 6
     push = PolicyPush(url, later)
     later.mkdir()
-    push.adopt()
+    push.adopt(lambda: False)
     assert names(later) == ["LATEST.json", "policy-00000006.json", "policy-00000006.safetensors"]
+
+
+def test_the_newest_policy_is_sent_first_after_a_cut(proxy, bucket, tmp_path):
+    for version in range(4):
+        policy(tmp_path / "learner", version)
+    push = PolicyPush(bucket, tmp_path / "learner")
+    push.work()
+    put = [path.rsplit("/", 1)[-1] for method, path in proxy.requests if method == "PUT"]
+    numbers = [name for name in put if name.endswith((".safetensors", "LATEST.json"))]
+    assert numbers == [
+        "policy-00000003.safetensors",
+        "LATEST.json",
+        *(f"policy-{version:08d}.safetensors" for version in (2, 1, 0)),
+    ]
 
 
 def test_a_second_learner_is_recognised_and_old_policies_are_pruned(url, tmp_path):

@@ -43,6 +43,22 @@ def test_large_objects_are_transferred_in_pieces(bucket, monkeypatch):
     assert b"".join(place.chunks("empty")) == b""
 
 
+def test_a_range_that_is_answered_with_the_whole_object_is_asked_for_again(
+    proxy, bucket, monkeypatch
+):
+    monkeypatch.setattr(client, "CHUNK_BYTES", 1000)
+    place, data, asked = open_place(bucket), bytes(range(256)) * 10, []
+    place.write("big", data)
+
+    def ignore_ranges(method, path):
+        asked.append(method)
+        return "whole" if len(asked) < 6 else ""
+
+    proxy.fault = ignore_ranges
+    assert b"".join(place.chunks("big")) == data
+    assert len(asked) > 6
+
+
 def test_an_object_is_read_again_only_if_it_changed(bucket):
     place: Any = open_place(bucket)
     place.write("LATEST.json", b"1")
@@ -87,10 +103,35 @@ def test_patience_ends_after_its_time_or_when_asked_to_stop(proxy, bucket):
     assert open_place(bucket).sizes("") == {}
 
 
+def test_a_stop_does_not_wait_for_the_next_attempt(proxy, bucket, monkeypatch):
+    monkeypatch.setattr(client, "_FIRST_WAIT_S", 1e6)
+    proxy.is_cut, waits = True, []
+    patience = Patience(seconds=1e9, should_stop=lambda: bool(waits), on_wait=waits.append)
+    with pytest.raises(UnreachableError):
+        open_place(bucket, patience).read("a")
+    assert len(waits) == 1
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_an_upload_may_take_longer_than_an_answer(proxy, bucket, monkeypatch, is_large):
+    """A body is sent before the answer comes, and a link may be slow."""
+    monkeypatch.setattr(client, "SILENCE_S", 0.05)
+    proxy.fault, proxy.late_s = lambda method, path: "late", 0.6
+    waits: list[str] = []
+    body = [b"x" * 3_000_000] * 2 if is_large else b"x" * 300_000
+    open_place(bucket, Patience(seconds=0.0, on_wait=waits.append)).write("a", body)
+    assert any("no answer in time" in wait for wait in waits)
+    with pytest.raises(UnreachableError, match="no answer in time"):
+        open_place(bucket, Patience(seconds=0.0)).read("a")
+    proxy.fault = lambda method, path: ""
+    monkeypatch.setattr(client, "SILENCE_S", 60.0)
+    assert b"".join(open_place(bucket).chunks("a")) == b"".join(body if is_large else [body])
+
+
 def test_the_store_that_ignores_conditions_is_recognised(bucket, monkeypatch):
     assert RemotePlace(bucket).honours_conditions
     assert open_place(bucket).sizes("") == {}, "the probe is deleted"
-    monkeypatch.setattr(RemotePlace, "_create", lambda self, key, data: True)
+    monkeypatch.setattr(RemotePlace, "_create", lambda self, store, key, data: True)
     assert not RemotePlace(bucket).honours_conditions
 
 
@@ -108,7 +149,12 @@ def without_credentials(monkeypatch):
     ("url", "change", "kind", "says"),
     [
         ("s3://no-such-bucket/x", None, ConfigError, "no bucket 'no-such-bucket'.*create it"),
-        ("s3://bucket-0", unreachable, UnreachableError, "cannot be reached now"),
+        (
+            "s3://bucket-0",
+            unreachable,
+            UnreachableError,
+            "cannot be reached now at http://127.0.0.1:1: Connection refused; check the network",
+        ),
         ("s3://bucket-0", without_credentials, ConfigError, "found no credentials.*AWS_PROFILE"),
     ],
 )
@@ -135,6 +181,12 @@ def test_a_refusal_names_the_credentials_but_does_not_show_them(proxy, bucket, m
     assert isinstance(found, ConfigError)
     assert "refuses these credentials" in str(found)
     assert KEYS[0] not in str(found)
+
+
+def test_a_wrong_clock_is_named_as_the_cause():
+    pytest.importorskip("obstore")
+    error = client._errors().PermissionDeniedError("403: <Code>RequestTimeTooSkewed</Code>")
+    assert "clock is wrong" in str(client._explain("s3://b", "s3://b/key", error))
 
 
 @pytest.mark.parametrize(

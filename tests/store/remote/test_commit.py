@@ -11,7 +11,13 @@ import pytest
 from avtd3.store import SegmentCorruptError
 from avtd3.store.remote import client, commit
 from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace
-from avtd3.store.remote.commit import Unit, claim_unit, create_or_read, publish_segment
+from avtd3.store.remote.commit import (
+    Unit,
+    claim_unit,
+    complete_units,
+    create_or_read,
+    publish_segment,
+)
 from avtd3.store.remote.log import LogReader
 from avtd3.store.remote.transfer import SegmentCopier, create_dataset, transfer
 from avtd3.tests.store.remote.datasets import add, content, copy, make, manifest_of, sealed
@@ -160,7 +166,8 @@ def test_a_kill_between_every_two_steps_of_a_commit_loses_and_doubles_nothing(
     assert step >= (5 if unit == "none" else 6)
 
 
-def test_the_winner_that_died_after_its_claim_is_rolled_forward(bucket, tmp_path):
+@pytest.mark.parametrize("by", ["loser", "client"])
+def test_the_winner_that_died_after_its_claim_is_rolled_forward(bucket, tmp_path, by):
     dataset, place = make(tmp_path / "data", [(3,)]), RemotePlace(bucket)
     (winner,) = dataset.segment_ids()
     loser = add(dataset, 7)
@@ -176,11 +183,19 @@ def test_the_winner_that_died_after_its_claim_is_rolled_forward(bucket, tmp_path
             with pytest.raises(RuntimeError):
                 copy(copier, winner, unit=UNIT)
         assert sealed(place) == []
-        copy(copier, loser, unit=UNIT)
+        if by == "loser":
+            copy(copier, loser, unit=UNIT)
+        else:
+            assert complete_units(place, UNIT.plan, published=()) == {3}
     assert sealed(place) == [winner]
     assert place.folders("segments/") == [winner], "the loser deletes its own files"
     (entry,) = LogReader(place).open()
     assert (entry.segment, entry.unit) == (winner, 3)
+    assert (entry.indices, entry.lengths) == ((-1,), (3,)), "a resume must see its episodes"
+    if by == "client":
+        place.delete([f"segments/{winner}/MANIFEST.json", f"segments/{winner}/action/c/0/0"])
+        assert complete_units(place, UNIT.plan, published=()) == {3}
+        assert sealed(place) == [], "a segment that was removed stays so"
 
 
 def storm(server_proxy, chance, rng):

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from avtd3.store.dataset import Dataset
 from avtd3.store.remote import log
 from avtd3.store.remote.client import LocalPlace, open_place
+from avtd3.store.remote.commit import Unit
 from avtd3.store.remote.log import LogEntry, LogReader, add_entry, summarise_days
-from avtd3.store.remote.transfer import SegmentCopier, create_dataset
+from avtd3.store.remote.transfer import SegmentCopier, create_dataset, transfer
 from avtd3.tests.store.remote.datasets import copy, make
 
 DAY_S = 86_400.0
@@ -132,6 +134,25 @@ def test_repeats_of_a_unit_are_dropped_by_readers(place, monkeypatch):
     add_entry(place, entry("d", NOON_S + 3, plan="p"))
     add_entry(place, entry("e", NOON_S + 4, plan="p"))
     assert names(LogReader(place).open()) == ["a", "c", "d", "e"]
+
+
+def test_a_repeat_of_a_unit_stays_dropped_by_the_listing_of_all_and_by_copies(
+    place, tmp_path, monkeypatch
+):
+    place.__dict__["honours_conditions"] = False
+    data, unit = make(tmp_path / "data", [(2,), (3,)]), Unit(plan="p", number=0)
+    first, second = data.segment_ids()
+    create_dataset(LocalPlace(data.path), place, (data.path / "zarr.json").read_bytes())
+    with SegmentCopier(LocalPlace(data.path), place) as copier:
+        copy(copier, first, unit=unit)
+        place.delete([unit.key])  # what the other process saw when it looked
+        copy(copier, second, unit=unit)
+    monkeypatch.setattr(log, "BACKSTOP_S", 0.0)
+    reader = LogReader(place)
+    assert names(reader.open()) == [first]
+    assert reader.refresh() == []
+    assert transfer(place.text, tmp_path / "back").copied == 1
+    assert Dataset.open(tmp_path / "back").segment_ids() == [first]
 
 
 def test_segments_without_an_entry_are_found_by_the_listing_of_all(place, tmp_path, monkeypatch):

@@ -107,13 +107,13 @@ def test_a_kill_between_every_two_requests_shows_every_episode_once(
         after = sorted(identity(data))
         kinds: list[str] = []
 
-        def call(self, key, operation, kinds=kinds, step=step):
+        def call(self, key, operation, kinds=kinds, step=step, **options):
             kind = "files" if "/c/" in key or key.endswith("zarr.json") else key.rstrip("/")
             if kind not in kinds:
                 if len(kinds) == step:
                     raise Killed
                 kinds.append(kind)
-            return request(self, key, operation)
+            return request(self, key, operation, **options)
 
         with monkeypatch.context() as patch:
             patch.setattr(client.RemotePlace, "_call", call)

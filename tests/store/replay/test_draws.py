@@ -1,10 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.errors import CheckpointError
+from avtd3.store.replay import draws
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.draws import BATCHES_AT_ONCE
 from avtd3.store.replay.sampler import Sampler
@@ -133,3 +135,32 @@ def test_damaged_state_is_refused(world, tmp_path, damage):
             sampler.restore({**sampler.state(), **damage})
         with pytest.raises(CheckpointError, match="sampler state"):
             sampler.restore({})
+
+
+@given(
+    ahead=st.integers(2, 5),
+    size=st.sampled_from([1, 3, 40]),
+    moves=st.lists(
+        st.one_of(st.integers(1, 70), st.lists(st.integers(0, 9), min_size=1, max_size=4)),
+        max_size=12,
+    ),
+    weighted=st.booleans(),
+)
+def test_drawing_blocks_ahead_changes_no_batch(ahead, size, moves, weighted):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draws, "_BLOCKS_AHEAD", 1)
+        one = draws.Draws(seed=3, batch_size=size)
+        patch.setattr(draws, "_BLOCKS_AHEAD", ahead)
+        several = draws.Draws(seed=3, batch_size=size)
+    for move in [[5], *moves]:
+        if isinstance(move, list):  # the data change
+            counts = np.array([1, *move])
+            shares = (counts > 0) / counts.size if weighted else None
+            one.bind(counts, shares)
+            several.bind(counts, shares)
+            continue
+        for _ in range(move):
+            (block, place), (blocks, place_of_several) = one.next(), several.next()
+            assert block[place].tolist() == blocks[place_of_several].tolist()
+        assert one.state() == several.state()
+        several.restore(json.loads(json.dumps(one.state())))

@@ -94,6 +94,7 @@ class Server:
                 for actor in simulation.actors.values()
             ],
             "controls": list(simulation.history),
+            "poses": list(simulation.poses),
             "ticks": simulation.ticks,
             "frame": simulation.frame,
             "episode": simulation.episode_id,

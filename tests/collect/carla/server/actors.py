@@ -58,7 +58,7 @@ class Actor:
 
 
 class Car(Actor):
-    """A vehicle; it always stands on the road, at any given height."""
+    """A vehicle; with physics, it always stands on the road, at any given height."""
 
     def __init__(self, number, description, pose, height_at):
         super().__init__(number, description, pose)
@@ -85,7 +85,10 @@ class Car(Actor):
         self.body.x_m, self.body.y_m = x, y
         self.body.yaw_rad = math.remainder(math.radians(yaw), math.tau)
         self.set_velocity(velocity)
-        self._show(pose[2])
+        if self.simulates:
+            self._show(pose[2])
+        else:
+            self.pose = tuple(pose)
 
     def set_velocity(self, velocity):
         """Set its velocity in the world, a complex number in m/s."""
@@ -193,6 +196,7 @@ class Walker(Actor):
         super().__init__(number, description, pose)
         self.half_m = (0.2, 0.2, 0.9)
         self.control: list[Any] = [[1.0, 0.0, 0.0], 0.0, False]
+        self.simulates = True
 
     def box(self):
         return [[0.0, 0.0, 0.0], list(self.half_m), [0.0, 0.0, 0.0], self.id]
@@ -203,6 +207,8 @@ class Walker(Actor):
 
     def advance(self, period_s):
         """Walk for a period."""
+        if not self.simulates:
+            return
         velocity, pose = self.motion(), self.pose
         self.pose = (
             pose[0] + velocity[0] * period_s, pose[1] + velocity[1] * period_s, *pose[2:]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from avtd3.tests.collect.carla.server import packing
-from avtd3.tests.collect.carla.server.actors import Car, numbers
+from avtd3.tests.collect.carla.server.actors import Car, Light, Walker, numbers
 from avtd3.tests.collect.carla.server.batch import run_batch
 from avtd3.tests.collect.carla.server.simulation import Refused
 
@@ -164,10 +164,10 @@ class Calls:
 
     def set_actor_simulate_physics(self, number, enabled):
         actor = self._actor(number)
-        if isinstance(actor, Car):
+        if isinstance(actor, Car | Walker):
             actor.simulates = enabled
-            if not enabled:
-                actor.halt()
+        if isinstance(actor, Car) and not enabled:
+            actor.halt()
 
     def set_actor_enable_gravity(self, number, _enabled):
         self._actor(number)
@@ -199,6 +199,20 @@ class Calls:
     def get_vehicle_light_states(self):
         return [[car.id, car.light_flags] for car in self._simulation.cars()]
 
+    # Traffic lights.
+
+    def _light(self, number):
+        light = self._actor(number)
+        if not isinstance(light, Light):
+            raise Refused(f"actor {number} is no traffic light")
+        return light
+
+    def set_traffic_light_state(self, number, state):
+        self._light(number).light_state = state
+
+    def freeze_all_traffic_lights(self, are_frozen):
+        self._simulation.lights_are_frozen = are_frozen
+
     # The traffic manager, which runs in a client and only registers here.
 
     def is_traffic_manager_running(self, port):
@@ -225,9 +239,6 @@ class Calls:
         return None
 
     def reset_all_traffic_lights(self):
-        return None
-
-    def freeze_all_traffic_lights(self, _frozen):
         return None
 
     def get_environment_objects(self, _tag):

@@ -39,6 +39,7 @@ class Simulation:
         self.blueprints = {entry[1]: entry for entry in definitions()}
         self.frame, self.episode_id = 100, 0
         self.ticks = 0
+        self.poses: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_RECORDED_TICKS)
         self.history: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=_RECORDED_TICKS)
         self._ids, self._ballast = itertools.count(10), []
         self.map = maps.find(OPENDRIVE if maps.opendrive else DEFAULT)
@@ -55,6 +56,7 @@ class Simulation:
         self._ballast_more()
         self.episode_id += 1
         self.elapsed_s, self.map_changed = 0.0, True
+        self.lights_are_frozen = False
         self.weather = _CLEAR_NOON
         if reset_settings:
             self.settings = _ASYNCHRONOUS.copy()
@@ -152,6 +154,10 @@ class Simulation:
         for actor in self.actors.values():
             if isinstance(actor, Sensor):
                 actor.follow()
+        shown = [*cars, *walkers, *self._of(Light)]
+        states = {light.id: light.light_state for light in self._of(Light)}
+        poses = {actor.id: (actor.type_id, *actor.pose) for actor in shown}
+        self.poses.append((self.frame, poses, states))
         self.announce()
         self._collisions([*cars, *walkers])
         self._pictures(cars)
@@ -163,7 +169,8 @@ class Simulation:
                 self.destroy(light.id)
             lights = [self._add(Light(next(self._ids), *at)) for at in self.faults.lights]
         for light in lights:
-            light.light_state = self.faults.light_state
+            if not self.lights_are_frozen:
+                light.light_state = self.faults.light_state
         for car in cars:
             near = [light for light in lights if light.holds(*car.pose[:2])]
             car.light = (near[0].light_state, 1, near[0].id) if near else NO_LIGHT

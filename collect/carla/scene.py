@@ -1,0 +1,353 @@
+"""`CarlaScene`: the setup of a CARLA episode's record; `CarlaRenderer` draws its pictures again.
+
+The rows of `WorldRecord.actors` are those of N vehicles and walkers (`Body`), N + 1 of height,
+pitch and roll (the driven car first), and L of traffic lights, whose first number is the state.
+
+Views from above are drawn from the stored numbers, live and later, so that they are equal. For
+pictures of cameras, a server shows the states again, see `avtd3.collect.carla.session.Replay`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avtd3.collect.carla.client_process import ClientProcess
+from avtd3.collect.carla.config import CarlaCamera, CarlaConfig
+from avtd3.collect.carla.packing import PackedPictures, unpack_pictures
+from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting, draw_mounting
+from avtd3.collect.maps.network import RoadNetwork
+from avtd3.collect.maps.raster import Raster
+from avtd3.collect.maps.weather import draw_weather
+from avtd3.collect.sim.scene import (
+    RANDOM_KEYS,
+    SceneChanges,
+    parse_route,
+    stored_generator,
+)
+from avtd3.collect.sim.streams import FROM_ABOVE, BirdsEye, StreamCamera, route_line
+from avtd3.store.errors import ConfigError, SpecError, WorldError, WorldLost, abbreviate
+from avtd3.store.maps import read_map
+from avtd3.store.spec import IMAGE
+from avtd3.store.world_record import MAX_ACTORS, POSITION_STEPS_PER_M, WorldRecord
+
+CARLA = "carla"
+"""Name of the world in a record's setup."""
+BUILT = "OpenDriveMap"
+"""Name of a map that a server built from OpenDRIVE text."""
+PIXEL_M = 0.1
+"""Side of a pixel of the painted ground."""
+MOST_BODIES, MOST_LIGHTS = 400, MAX_ACTORS - 801
+"""Most vehicles and walkers, and most traffic lights, that are recorded."""
+AWAY_M = 1e7
+"""Where actors are that are nowhere."""
+_SEEN_M = 1e4
+LEVEL_M, SLOPE = 3.0, 0.08
+"""Vehicles that are this much above or below, more with the distance, are on another level."""
+_CACHED_MAPS = 8
+_TRIES = 3
+_Range = tuple[float, float]
+# Values of `carla.WeatherParameters` for the weathers of `avtd3.collect.maps.weather`.
+_CLIMATES: dict[str, dict[str, _Range]] = {
+    "clear": {"cloudiness": (0, 20), "sun_altitude_angle": (30, 80)},
+    "overcast": {"cloudiness": (60, 95), "sun_altitude_angle": (20, 70), "fog_density": (0, 5)},
+    "rain": {
+        "cloudiness": (70, 100),
+        "precipitation": (30, 90),
+        "precipitation_deposits": (30, 80),
+        "wetness": (50, 100),
+        "wind_intensity": (20, 80),
+        "sun_altitude_angle": (15, 60),
+        "fog_density": (0, 15),
+    },
+    "fog": {
+        "cloudiness": (40, 90),
+        "sun_altitude_angle": (15, 60),
+        "fog_density": (30, 70),
+        "fog_distance": (0, 20),
+    },
+    "dusk": {"cloudiness": (0, 60), "sun_altitude_angle": (1, 10)},
+    "night": {"cloudiness": (0, 60), "sun_altitude_angle": (-60, -10)},
+}
+
+
+def draw_climate(name: str, rng: np.random.Generator) -> dict[str, float]:
+    """Draw the values of `carla.WeatherParameters` for a weather; the others keep their default."""
+    values = {"sun_azimuth_angle": rng.uniform(0.0, 360.0)}
+    return values | {key: rng.uniform(*limits) for key, limits in _CLIMATES[name].items()}
+
+
+class Recorded(NamedTuple):
+    """The beginning of an episode's record."""
+
+    setup: dict[str, Any]
+    map_text: str
+    row: bytes
+    """Row of the first frame: float64 (3,) of the car, then int64 (R, 3) of the actors."""
+
+
+class Body(NamedTuple):
+    """A vehicle or walker: its blueprint and its box."""
+
+    kind: str
+    """Blueprint, such as ``vehicle.tesla.model3``."""
+    colour: str
+    """Its attribute ``color``; empty without one."""
+    length_m: float
+    width_m: float
+    height_m: float
+    ahead_m: float
+    """How far its middle, whose position is stored, is ahead of its origin."""
+
+
+class CarlaWeather(NamedTuple):
+    """The weather of an episode."""
+
+    name: str
+    """The drawn name of `avtd3.collect.maps.weather`."""
+    values: Mapping[str, float]
+    """Values of `carla.WeatherParameters`; what is missing has its default."""
+    has_lamps: bool
+    """Whether the car switches its lamps on in the dark."""
+
+
+class CarlaScene(NamedTuple):
+    """What pictures of an episode need besides the states: the setup of its record."""
+
+    map: str
+    """Digest of the OpenDRIVE text that the server returned."""
+    town: str
+    """Name of the server's map; `BUILT` if it was built from the text."""
+    period_s: float
+    """Control period."""
+    car: Body
+    """The driven car."""
+    bodies: Sequence[Body]
+    lights: Sequence[Sequence[float]]
+    """x, y and z of each traffic light, in metres."""
+    weather: CarlaWeather
+    camera: CarlaCamera
+    streams: Mapping[str, StreamCamera]
+    random: Mapping[str, str | int]
+    """State of the generator that draws where the cameras are mounted."""
+    route: Sequence[Sequence[int]] | None
+    """See `avtd3.collect.sim.streams.route_steps`."""
+    frames: Sequence[int] | None = None
+    """Kept for readers, see `avtd3.collect.sim.scene.Scene`; no picture depends on it."""
+
+    def setup(self) -> dict[str, Any]:
+        """Return the JSON object that `parse` reads."""
+        mountings = {name: each._asdict() for name, each in self.mountings().items()}
+        count = len(self.bodies)
+        setup = {
+            "world": CARLA,
+            "map": self.map,
+            "town": self.town,
+            "period_s": self.period_s,
+            "car": self.car._asdict(),
+            "weather": {**self.weather._asdict(), "values": dict(self.weather.values)},
+            "camera": dataclasses.asdict(self.camera),
+            "streams": {name: dataclasses.asdict(each) for name, each in self.streams.items()},
+            "mountings": mountings,
+            "random": dict(self.random),
+            "actors": [
+                *(body._asdict() for body in self.bodies),
+                *({"tilt_of": number} for number in range(-1, count)),
+                *({"light": list(at)} for at in self.lights),
+            ],
+        }
+        optional = {"route": self.route, "frames": self.frames}
+        return setup | {name: value for name, value in optional.items() if value is not None}
+
+    @classmethod
+    def parse(cls, setup: Mapping[str, Any]) -> "CarlaScene":
+        """Read the setup of a record; raise SpecError if this version cannot draw it."""
+        try:
+            actors, weather = setup["actors"], setup["weather"]
+            scene = cls(
+                map=str(setup["map"]),
+                town=str(setup["town"]),
+                period_s=float(setup["period_s"]),
+                car=Body(**setup["car"]),
+                bodies=[Body(**actor) for actor in actors if "kind" in actor],
+                lights=[[float(at) for at in a["light"]] for a in actors if "light" in a],
+                weather=CarlaWeather(**weather),
+                camera=CarlaCamera(**setup["camera"]),
+                streams={name: StreamCamera(**each) for name, each in setup["streams"].items()},
+                random={name: setup["random"][name] for name in RANDOM_KEYS},
+                route=parse_route(setup.get("route")),
+                frames=setup.get("frames"),
+            )
+            _check(scene, actors)
+            stored_generator(scene.random)
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+            raise SpecError(
+                f"the state cannot be drawn ({error}); it was stored by another version of avtd3, "
+                "expected the setup that docs/format.md describes"
+            ) from error
+        return scene
+
+    def changed(self, changes: SceneChanges, seed: int) -> "CarlaScene":
+        """Return the scene of an episode with changes; the same seed gives the same weather."""
+        weather = self.weather
+        if changes.weather:
+            rng = changes.generator(seed)
+            name = draw_weather(changes.weather, rng).name
+            weather = CarlaWeather(name, draw_climate(name, rng), has_lamps=True)
+        return self._replace(
+            weather=weather,
+            camera=changes.apply_to_camera(self.camera),
+            streams=changes.apply_to_streams(self.camera, self.streams),
+        )
+
+    def mountings(self) -> dict[str, Mounting]:
+        """Return where each camera of the server is: all as if they were mounted on one frame."""
+        cameras: dict[str, FrontCamera] = {
+            name: stream
+            for name, stream in sorted(self.streams.items())
+            if stream.kind not in FROM_ABOVE
+        }
+        if not self.streams:
+            cameras = {IMAGE: self.camera}
+        return {
+            name: draw_mounting(camera, stored_generator(self.random))
+            for name, camera in cameras.items()
+        }
+
+    def views(self) -> dict[str, StreamCamera]:
+        """Return the streams that are drawn without a server."""
+        return {n: each for n, each in sorted(self.streams.items()) if each.kind in FROM_ABOVE}
+
+
+def _check(scene: CarlaScene, actors: object) -> None:
+    """Raise ValueError if a value has another type than a server or a drawing needs."""
+    if scene.setup()["actors"] != actors:
+        raise ValueError("its actors are in another order")
+    for body in (scene.car, *scene.bodies):
+        texts, numbers = body[:2], body[2:]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{abbreviate(texts)} is no blueprint and colour")
+        if not all(isinstance(number, int | float) and abs(number) < 1e3 for number in numbers):
+            raise ValueError(f"{abbreviate(numbers)} is no box")
+    values = scene.weather.values.items()
+    if not all(isinstance(n, str) and isinstance(value, int | float) for n, value in values):
+        raise ValueError("the weather has a value that is no number")
+    if not 0.01 <= scene.period_s <= 0.5 or any(len(at) != 3 for at in scene.lights):
+        raise ValueError("its period or a traffic light is impossible")
+
+
+class CarlaViews:
+    """Draws the views from above of an episode, which no sensor of the server takes."""
+
+    def __init__(self, scene: CarlaScene, raster: Raster) -> None:
+        self._views = {name: BirdsEye(stream) for name, stream in scene.views().items()}
+        line = None if scene.route is None else route_line(scene.route)
+        for view in self._views.values():
+            view.show(raster, line)
+        self._shapes = np.array([body[2:4] for body in scene.bodies]).reshape(-1, 2)
+
+    def draw(
+        self, car: tuple[float, float, float], actors: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Draw each view from the car's pose and the rows of a record at one time.
+
+        What is far away or on another level than the car is not shown.
+        """
+        if not self._views:
+            return {}
+        count = len(self._shapes)
+        poses, height_m = actors[:count], actors[count : 2 * count + 1, 0] / POSITION_STEPS_PER_M
+        apart_m = np.hypot(*(poses[:, :2] / POSITION_STEPS_PER_M - car[:2]).T)
+        level = np.abs(height_m[1:] - height_m[0]) < LEVEL_M + SLOPE * apart_m
+        near = np.flatnonzero(level & (apart_m < _SEEN_M))
+        shapes = self._shapes[near].tolist()
+        return {name: view.draw(car, poses[near], shapes, ()) for name, view in self._views.items()}
+
+
+class CarlaRenderer:
+    """Draws the pictures of recorded episodes of one dataset; a server takes those of cameras.
+
+    Args:
+        dataset: Path of the dataset.
+        config: How to reach the server.
+        port: Port of the server.
+    """
+
+    def __init__(self, dataset: Path, config: CarlaConfig, port: int) -> None:
+        self._dataset, self._config, self._port = dataset, config, port
+        self._raster = functools.lru_cache(_CACHED_MAPS)(self._paint)
+        self._child: ClientProcess | None = None
+        self._found: dict[str, Any] | None = None
+
+    def _paint(self, digest: str) -> Raster:
+        text = read_map(self._dataset, digest)
+        return Raster.paint(RoadNetwork.from_opendrive(digest[:12], text), PIXEL_M)
+
+    def frames(
+        self, scene: CarlaScene, record: WorldRecord
+    ) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        """Draw the frames of an episode, one of each stream for each of its observations.
+
+        Raises:
+            DatasetError: The dataset lacks the road network's text.
+            RoadError: The road network cannot be used.
+            SpecError: The route is needed and not known.
+            ConfigError: The server has another map, or lacks a blueprint.
+            WorldError: The server cannot be used.
+        """
+        views = CarlaViews(scene, self._raster(scene.map)) if scene.views() else None
+        taken = self._taken(scene, record) if scene.mountings() else None
+        for car, actors in zip(record.ego.tolist(), record.actors, strict=True):
+            pictures = dict(next(taken)) if taken else {}
+            if views is not None:
+                pictures |= views.draw(tuple(car), actors)
+            yield pictures
+
+    def _taken(
+        self, scene: CarlaScene, record: WorldRecord
+    ) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        """Let the server take the pictures; after a loss, continue with a new client."""
+        done = lost = 0
+        while done < len(record.ego):
+            try:
+                for pictures in self._shown(scene, record, done):
+                    yield pictures
+                    done, lost = done + 1, 0
+            except WorldLost:
+                self._end_child()
+                lost += 1
+                if lost == _TRIES:
+                    raise
+
+    def _shown(
+        self, scene: CarlaScene, record: WorldRecord, first: int
+    ) -> Iterator[dict[str, NDArray[np.uint8]]]:
+        child, rows = self._connected(), [*zip(record.ego, record.actors, strict=True)][first:]
+        text, begun = read_map(self._dataset, scene.map), rows[0]
+        child.ask("begin", scene.setup(), text, *begun)
+        for row in rows:
+            packed: PackedPictures = child.ask("show", *row, limit_s=self._config.step_timeout_s)
+            yield unpack_pictures(packed)
+
+    def _connected(self) -> ClientProcess:
+        if self._child is None:
+            self._child = ClientProcess(self._config, self._port, "replay")
+            try:
+                self._found = self._child.open(self._found)
+            except WorldError:
+                self._end_child()
+                raise
+        return self._child
+
+    def _end_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end(2.0 * self._config.timeout_s + self._config.step_timeout_s)
+
+    def close(self) -> None:
+        """Remove our actors and restore the server's settings; safe to call twice."""
+        self._end_child()
