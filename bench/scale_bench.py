@@ -369,6 +369,7 @@ def measure_packing(options: argparse.Namespace, folder: Path) -> dict[str, Any]
             for name, figure in found.items()
             if name != "start"
         }
+        print(json.dumps(figures), file=sys.stderr)
     return figures
 
 
