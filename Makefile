@@ -35,7 +35,7 @@ check: $(VENV)/.dev .typecheck/avtd3
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file bench/mypy.ini bench/*.py
+	$(BIN)/mypy --config-file bench/mypy.ini bench/*.py bench/*/*.py
 	$(MAKE) test
 
 # Without the variable, Material for MkDocs prints a notice about its successor.

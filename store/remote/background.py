@@ -25,6 +25,7 @@ from avtd3.store.errors import (
     CheckpointError,
     ConfigError,
     DatasetError,
+    FormatVersionError,
     InUseError,
     MissingPackageError,
     SegmentCorruptError,
@@ -46,7 +47,13 @@ from avtd3.store.remote.commit import (
     read_manifest_bytes,
     segment_key,
 )
-from avtd3.store.remote.log import LogEntry, LogReader, held_episodes, summarise_days
+from avtd3.store.remote.log import (
+    LogEntry,
+    LogReader,
+    held_episodes,
+    listed_segments,
+    summarise_days,
+)
 from avtd3.store.remote.transfer import (
     LATEST,
     MIRROR_FILE,
@@ -358,16 +365,16 @@ class Mirror(Background):
                 self.problems.pop(name, None)
                 try:
                     self._fetch_one(copier, self._missing[name])
-                except SegmentNotFoundError:
+                except (SegmentCorruptError, SegmentNotFoundError, FormatVersionError) as error:
+                    if read_if_any(self.place, segment_key(name, MANIFEST_FILE)) is not None:
+                        self.problems[name] = str(error)  # damaged, half copied, or newer
+                        self._retry_s[name] = now_s + _RETRY_S
+                        continue
                     # A listing or an answer may lag: what is missing twice is gone.
                     if name not in self._absent:
                         self._absent.add(name)
                         self._retry_s[name] = now_s + _ABSENT_S
                         continue
-                except SegmentCorruptError as error:
-                    self.problems[name] = str(error)
-                    self._retry_s[name] = now_s + _RETRY_S
-                    continue
                 del self._missing[name]
 
     def _fetch_one(self, copier: SegmentCopier, entry: LogEntry) -> None:
@@ -457,7 +464,10 @@ class Spool(Background):
         return complete_units(place, plan, published)
 
     def work(self) -> None:
-        """Copy all segments, oldest first, and delete each here."""
+        """Copy all segments, oldest first, and delete each here when a listing shows it there.
+
+        A listing may lag, and from a listing a resume knows what need not be collected again.
+        """
         if not self.is_dataset or not self.left:
             return
         lock = ExclusiveLock(self.path, purpose="avtd3 collect, upload", name=".upload.lock")
@@ -473,12 +483,19 @@ class Spool(Background):
         if (maps := set(self.local.sizes(f"{MAPS}/"))) - self._maps:
             copy_maps(self.local, self.place)
             self._maps = maps
+        copied: dict[str, str] = {}
         with self._copier(self.local) as copier:
             for name in Dataset.open(self.path).segment_ids():
                 if (found := copier.manifest(name)) is not None:
-                    copier.copy(*found, unit=self._unit)
-                    remove_segments(self.path, [name])
+                    since_s = time.time()
+                    copied[name] = copier.copy(*found, unit=self._unit)
+                    listed = listed_segments(self.place, since_s)
+                    remove_segments(
+                        self.path, [n for n, there in copied.items() if there in listed]
+                    )
                     self.waiting = ""  # more may follow for minutes
+        if copied.keys() & set(Dataset.open(self.path).segment_ids()):
+            raise UnreachableError(f"uploaded segments are not listed at {self.url} yet")
 
 
 def _with_episodes(place: RemotePlace, entry: LogEntry) -> LogEntry:
@@ -529,14 +546,14 @@ class PolicyPull(Background):
             if (changed := self.place.read_changed(LATEST, self._etag)) is not None:
                 _pull_latest(self.place, self.local, changed[0])
                 self._etag = changed[1]
+                for old in policies_of(self.local)[:-_KEPT_POLICIES]:
+                    self.local.delete([old.replace(".json", ".safetensors"), old])
 
 
 def _pull_latest(place: RemotePlace, local: LocalPlace, latest: bytes) -> None:
     """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
     _pull_policy(place, local, sidecar_of(latest))
     copy_latest(place, local)
-    for old in policies_of(local)[:-_KEPT_POLICIES]:
-        local.delete([old.replace(".json", ".safetensors"), old])
 
 
 def _pull_policy(place: RemotePlace, local: LocalPlace, sidecar: str) -> None:

@@ -296,6 +296,10 @@ class RemotePlace:
 
         return dict(sorted(self._call(prefix, entries).items()))
 
+    def size(self, key: str) -> int:
+        """Return the size of an object, also of one that listings do not show yet."""
+        return self._call(key, lambda store, key: int(_obstore().head(store, key)["size"]))
+
     def folders(self, prefix: str) -> list[str]:
         """Return the names directly below a prefix, sorted."""
         listed = self._call(prefix, _obstore().list_with_delimiter)
@@ -312,7 +316,8 @@ class RemotePlace:
     ) -> Result:
         """Do one request; repeat it after random waits while it fails for a passing reason."""
         patience, wait_s, silence_s = self._patience, _FIRST_WAIT_S, SILENCE_S
-        end_s = time.monotonic() + patience.seconds + body_bytes / _SLOWEST_BYTES_PER_S
+        patience_s = patience.seconds + body_bytes / _SLOWEST_BYTES_PER_S
+        end_s = float("inf")
         where = f"{self.text}/{key}".rstrip("/")
         while True:
             asked_s = time.monotonic()
@@ -325,6 +330,7 @@ class RemotePlace:
             except (_errors().BaseError, _Cut) as error:
                 problem = _explain(self.text, where, error)
             now_s = time.monotonic()
+            end_s = min(end_s, now_s + patience_s)  # it begins with the first failure
             if now_s >= end_s or not isinstance(problem, UnreachableError):
                 raise problem  # without its cause, which may name a user of the endpoint
             if now_s - asked_s >= silence_s:

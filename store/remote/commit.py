@@ -234,7 +234,11 @@ def _check_sizes(place: RemotePlace, manifest: Manifest) -> None:
     prefix = segment_key(manifest.segment_id)
     found = place.sizes(prefix)
     for name, entry in manifest.files.items():
-        if (size := found.get(f"{prefix}{name}")) != entry.size:
+        size = found.get(f"{prefix}{name}")
+        if size is None:  # the listing may lag
+            with contextlib.suppress(FileNotFoundError):
+                size = place.size(f"{prefix}{name}")
+        if size != entry.size:
             raise SegmentCorruptError(
                 f"{place.text}/{prefix}{name} has {size} bytes after it was put, expected "
                 f"{entry.size}; run the same command again"

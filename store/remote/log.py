@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
+from avtd3.store.errors import FormatVersionError, SegmentCorruptError
 from avtd3.store.files import canonical_json
 from avtd3.store.format.layout import MANIFEST_FILE, SEGMENTS
 from avtd3.store.format.manifest import Manifest, parse_manifest
@@ -261,11 +262,10 @@ class LogReader:
                 continue
             try:
                 data = self._place.read(f"{SEGMENTS}/{segment_id}/{MANIFEST_FILE}")
-            except FileNotFoundError:
-                continue  # being published, or left by a process that died
-            entry = LogEntry.of(
-                parse_manifest(data, Path(self._place.text) / SEGMENTS / segment_id), 0.0
-            )
+                manifest = parse_manifest(data, Path(self._place.text) / SEGMENTS / segment_id)
+            except (FileNotFoundError, SegmentCorruptError, FormatVersionError):
+                continue  # being published or copied, left by a killed process, or newer
+            entry = LogEntry.of(manifest, 0.0)
             if self._take(entry):
                 found.append(entry)
         return found
@@ -340,6 +340,12 @@ def _days(place: RemotePlace) -> dict[str, int]:
 
 def _day_key(day: str, steps: int) -> str:
     return f"{DAYS}/{day}-{steps:012d}.jsonl.gz"
+
+
+def listed_segments(place: RemotePlace, since_s: float) -> set[str]:
+    """Return the segments with an entry since a time that a listing of the log shows."""
+    keys = place.sizes(f"{LOG}/", after=f"{LOG}/{stamp(since_s)}")
+    return {match[3] for key in keys if (match := _KEY.fullmatch(key)) and match[2] == "-"}
 
 
 def logged_segments(place: RemotePlace) -> tuple[set[str], set[str]]:

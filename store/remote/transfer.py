@@ -23,6 +23,7 @@ from avtd3.store.dataset import Dataset, parse_spec
 from avtd3.store.errors import (
     ConfigError,
     DatasetError,
+    FormatVersionError,
     InUseError,
     SegmentCorruptError,
     SegmentNotFoundError,
@@ -200,8 +201,10 @@ class SegmentCopier:
         data = read_if_any(self._source, segment_key(segment_id, MANIFEST_FILE))
         return None if data is None else (read_manifest_bytes(self._source, data), data)
 
-    def copy(self, manifest: Manifest, data: bytes, *, unit: Unit | None = None) -> None:
-        """Copy one segment, of which `manifest` returned these.
+    def copy(self, manifest: Manifest, data: bytes, *, unit: Unit | None = None) -> str:
+        """Copy one segment, of which `manifest` returned these; return the id of what is there.
+
+        It is that of another segment if another process has done the unit.
 
         Raises:
             SegmentCorruptError: The bytes at the source are not those of the manifest.
@@ -210,15 +213,15 @@ class SegmentCopier:
             Stopped: It was asked to stop.
         """
         if isinstance(self._destination, RemotePlace):
-            publish_segment(
+            return publish_segment(
                 self._destination,
                 data,
                 self._put,
                 unit=unit,
                 about=lambda: about_episodes(self._source, manifest),
             )
-        else:
-            self._receive(manifest, data, self._destination.path)
+        self._receive(manifest, data, self._destination.path)
+        return manifest.segment_id
 
     def _put(self, manifest: Manifest) -> None:
         """Put the files of a segment into an object store."""
@@ -455,7 +458,7 @@ class _Transfer:
                 return
             self._part_bytes, self._whole_bytes = 0, max(found[0].size_bytes, 1)
             copier.copy(*found)
-        except (SegmentCorruptError, SegmentNotFoundError) as error:
+        except (SegmentCorruptError, SegmentNotFoundError, FormatVersionError) as error:
             self._problems.append(str(error))
         else:
             self._copied += 1
@@ -538,7 +541,7 @@ def create_dataset(source: Place, destination: Place, group: bytes) -> None:
                 "choose another URL"
             )
         return
-    Dataset.create(destination.path, spec)
+    Dataset.create(destination.path, spec).clean_staging()
     mirror = destination.path / MIRROR_FILE
     if isinstance(source, RemotePlace) and not exists(mirror):
         write_aside(mirror, canonical_json({"url": source.text}))

@@ -248,6 +248,20 @@ def test_a_collector_waits_only_for_a_learner_with_a_fresh_heartbeat(place, cloc
     assert watch.unseen(10_700) == 0
 
 
+def test_a_process_in_a_bucket_that_never_changes_is_late_and_dead(place, clock):
+    answers = threading.Event()
+    answers.set()
+    observer = Observer([Stuck(place, answers)], clock=clock)
+    write(place, beat_of(sequence=5))
+    states = []
+    for wait_s in (0.0, LATE_S - 1.0, 2.0, DEAD_S - LATE_S):
+        clock.now_s += wait_s
+        states += [seen.state for seen in observer.look()]
+    assert states == ["unknown", "unknown", "late", "dead"]
+    write(place, beat_of(sequence=6))
+    assert [seen.state for seen in observer.look()] == ["running"]
+
+
 class Stuck:
     """A bucket behind a cut link: answers come when the test allows it."""
 

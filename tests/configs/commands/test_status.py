@@ -69,6 +69,15 @@ def test_a_place_without_heartbeats_is_well(tmp_path, status):
     assert (code, out) == (0, "no process has written a heartbeat in the last day\n")
 
 
+def test_heartbeats_in_a_bucket_are_read(tmp_path, status):
+    pytest.importorskip("obstore")
+    made = Beat(role="collector", name="car", id="collector-car", sequence=1, is_ended=True)
+    open_place(f"memory://{tmp_path.name}").write(made.key, made.to_bytes())
+    code, out, _ = status(f"memory://{tmp_path.name}", "--json")
+    assert [p["state"] for p in json.loads(out)["processes"]] == ["ended"]
+    assert code == 0
+
+
 def test_a_page_is_written(tmp_path, status):
     beat(tmp_path / "d", "car", steps=500, alerts=("the disk is slow",))
     code, _, _ = status(tmp_path / "d", "--html", tmp_path / "pages" / "status.html")

@@ -130,10 +130,10 @@ def start_weed(folder, host=LOOPBACK):
     command = [program, "server", f"-dir={folder}/weed", "-s3", f"-s3.config={folder}/s3.json"]
     command += [f"-ip={host}", f"-ip.bind={host}", "-master.volumeSizeLimitMB=64"]
     command += ["-volume.max=100"]
+    # Its other ports are fixed, so that two servers could not run at the same time.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
     command += [f"-{name}.port.grpc={free_port(host)}" for name in ports]
-    # Two catalogues that nobody asks for, whose fixed ports allow one instance on a machine.
-    command += [f"-s3.port.{name}=0" for name in ("iceberg", "lance")]
     return running(command, ports["s3"], folder / "weed.log", host=host)
 
 
@@ -235,9 +235,10 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     """Forwards requests, and breaks those that `fault(method, path)` names a fault for.
 
     Faults: ``503``; ``before`` and ``after`` cut the connection before or after the server did the
-    work; ``half`` cuts the answer in half; ``slow`` sends it in pieces, ``late`` after `late_s`;
-    ``whole`` ignores a range. `lag_s` hides objects from listings that were put less than so many
-    seconds ago. `requests` and `size_bytes` count.
+    work, ``torn`` when the server has half of the body; ``half`` cuts the answer in half; ``slow``
+    sends it in pieces, ``late`` after `late_s`; ``whole`` ignores a range. `lag_s` hides objects
+    from listings that were put less than so many seconds ago. `requests` and
+    `size_bytes` count.
     """
 
     daemon_threads = True
@@ -283,18 +284,29 @@ class Forward(http.server.BaseHTTPRequestHandler):
     def more_headers(self, answer, data):
         return ()
 
+    def fail(self, fault, body):
+        """Break a request before the server has all of it."""
+        proxy: Any = self.server
+        if fault == "503":
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        if fault == "torn":
+            upstream = http.client.HTTPConnection(proxy.upstream, timeout=60.0)
+            upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for header in self.headers.items():
+                upstream.putheader(*header)
+            upstream.endheaders(body[: len(body) // 2])
+            upstream.close()
+
     def forward(self):
         proxy: Any = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = "before" if proxy.is_cut else proxy.fault(self.command, self.path)
         proxy.requests.append((self.command, self.path))
         self.close_connection = fault not in ("", "slow", "late", "whole")
-        if fault == "before":
-            return
-        if fault == "503":
-            self.send_response(503)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+        if fault in ("before", "503", "torn"):
+            self.fail(fault, body)
             return
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=60.0)
         upstream.request(*self.translate(body, fault))

@@ -2,17 +2,19 @@
 
 import functools
 import json
+import os
+import re
 import time
 
 import pytest
 
 from avtd3.store import ConfigError, Dataset, DatasetError, InUseError, UnreachableError
-from avtd3.store.remote import background, client
+from avtd3.store.remote import background, client, log
 from avtd3.store.remote.background import Mirror, PolicyPull, PolicyPush, Spool, SpoolSize
 from avtd3.store.remote.client import open_place
 from avtd3.store.remote.commit import Unit
 from avtd3.store.remote.transfer import transfer
-from avtd3.tests.store.remote.datasets import add, content, make, sealed
+from avtd3.tests.store.remote.datasets import add, content, make, manifest_of, sealed
 from avtd3.tests.store.remote.test_transfer import names, policy
 
 
@@ -148,6 +150,75 @@ def test_a_damaged_segment_is_skipped_reported_and_tried_again(url, tmp_path, mo
     assert content(mirror.path) == content(data.path)
 
 
+@pytest.mark.parametrize("name", ["reward/c/0", "MANIFEST.json"])
+def test_a_segment_that_another_tool_is_copying_is_taken_when_it_is_whole(
+    url, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(background, "_RETRY_S", 0.0)
+    monkeypatch.setattr(log, "BACKSTOP_S", 0.0)
+    data, place = make(tmp_path / "data", [(3,), (2,)]), open_place(url)
+    root = data.path
+    paths = [path for path in root.rglob("*") if path.is_file() and path.name[0] != "."]
+    whole = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    late = f"segments/{data.segment_ids()[0]}/{name}"
+    for key in whole.keys() - {late}:
+        place.write(key, whole[key])
+    mirror = mirror_of(url, tmp_path)
+    assert fill(mirror) == data.segment_ids()[1:]
+    place.write(late, whole[late][: len(whole[late]) // 2])
+    mirror.work()
+    assert Dataset.open(mirror.path).segment_ids() == data.segment_ids()[1:]
+    place.write(late, whole[late])
+    mirror.work()
+    assert (mirror.problems, content(mirror.path)) == ({}, content(data.path))
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_segment_of_a_newer_avtd3_stops_neither_a_mirror_nor_a_pull(url, tmp_path, logged):
+    data, place = make(tmp_path / "data", [(3,), (2,), (4,)]), open_place(url)
+    transfer(data.path, url)
+    newer = data.segment_ids()[0]
+    manifest = manifest_of(data, newer)
+    place.write(
+        f"segments/{newer}/MANIFEST.json", re.sub(rb'(format_version": ?)\d', rb"\g<1>9", manifest)
+    )
+    if not logged:
+        place.delete(place.sizes("log/"))
+    mirror = mirror_of(url, tmp_path)
+    assert fill(mirror) == data.segment_ids()[1:]
+    assert not logged or "install a newer avtd3" in mirror.problems[newer]
+    report = transfer(url, tmp_path / "pulled")
+    assert (report.copied, len(report.problems)) == (2, 1)
+
+
+@pytest.mark.parametrize("copy", ["mirror", "pull"])
+def test_what_a_killed_copy_left_in_staging_is_deleted_by_the_next(url, tmp_path, copy):
+    transfer(make(tmp_path / "data", [(3,)]).path, url)
+    mirror = mirror_of(url, tmp_path)
+    fill(mirror)
+    left = mirror.path / ".staging" / "20261130T000000.000000Z-a-000001-00000000.0123abcd"
+    left.mkdir()
+    (left / "zarr.json").write_bytes(b"half")
+    os.utime(left, (0, 0))
+    if copy == "mirror":
+        fill(mirror_of(url, tmp_path))
+    else:
+        transfer(url, mirror.path)
+    assert list((mirror.path / ".staging").iterdir()) == []
+
+
+def test_a_spool_keeps_what_listings_do_not_show_yet(proxy, bucket, tmp_path):
+    data = make(tmp_path / "data", [(3,)])
+    proxy.lag_s = 1e9
+    with Spool(bucket, data.path) as spool:
+        until(lambda: "not listed" in spool.waiting)
+        assert (spool.left, len(sealed(open_place(bucket)))) == (1, 0)
+        proxy.lag_s = 0.0
+        assert len(sealed(open_place(bucket))) == 1
+        assert spool.finish(lambda: False, lambda _: None)
+        assert spool.left == 0
+
+
 def test_a_spool_is_emptied_into_the_url_and_nothing_is_lost_while_it_is_cut(
     proxy, bucket, tmp_path
 ):
@@ -253,6 +324,20 @@ def test_policies_follow_and_continue_after_those_of_an_earlier_run(url, tmp_pat
     later.mkdir()
     push.adopt(lambda: False)
     assert names(later) == ["LATEST.json", "policy-00000006.json", "policy-00000006.safetensors"]
+
+
+def test_a_run_that_continues_keeps_its_policies_that_are_not_sent_yet(url, tmp_path):
+    learner = tmp_path / "learner"
+    policy(learner, 0)
+    PolicyPush(url, learner).work()
+    for version in range(1, 8):
+        policy(learner, version)
+    here = names(learner)
+    PolicyPush(url, learner).adopt(lambda: False)
+    assert names(learner) == here
+    push = PolicyPush(url, learner)
+    push.work()
+    assert set(here) <= set(open_place(url).sizes(""))
 
 
 def test_the_newest_policy_is_sent_first_after_a_cut(proxy, bucket, tmp_path):

@@ -103,6 +103,20 @@ def test_patience_ends_after_its_time_or_when_asked_to_stop(proxy, bucket):
     assert open_place(bucket).sizes("") == {}
 
 
+def test_a_request_that_fails_late_is_repeated(proxy, bucket):
+    """As after a stop of the process, or when a long upload is cut at its end."""
+    open_place(bucket).write("a", b"1")
+    faults = iter(["before"])
+
+    def fault(method, path):
+        name = next(faults, "")
+        time.sleep(0.3 if name else 0.0)
+        return name
+
+    proxy.fault = fault
+    assert open_place(bucket, Patience(seconds=0.2)).read("a") == b"1"
+
+
 def test_a_stop_does_not_wait_for_the_next_attempt(proxy, bucket, monkeypatch):
     monkeypatch.setattr(client, "_FIRST_WAIT_S", 1e6)
     proxy.is_cut, waits = True, []
