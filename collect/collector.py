@@ -767,7 +767,7 @@ def _collect_units(
 
     def on_results(tallies: list[Any], state: str) -> None:
         nonlocal steps
-        total = Tally.total(tallies or [None])
+        total = Tally.total(tallies)
         steps = total.steps
         show([dataclasses.replace(total, waiting="; ".join(filter(None, (state, total.waiting))))])
 

@@ -373,7 +373,7 @@ class Share:
 
 def stop_key(plan_digest: str) -> str:
     """Return the file in a dataset that stops the units of a plan that run on a Dask cluster."""
-    return f"{PLANS}/{plan_digest[:16]}.stop"
+    return f"{claims_of(plan_digest)}.stop"
 
 
 def claimed_units(dataset: Path, plan_digest: str) -> set[int]:

@@ -50,8 +50,8 @@ class Tally:
 
     @classmethod
     def total(cls, tallies: Iterable[Self | None]) -> Self:
-        """Add up the tallies of all workers; None for one that has not reported yet."""
-        every = [tally or cls() for tally in tallies]
+        """Add up the tallies of all workers, if any; None for one that has not reported yet."""
+        every = [tally or cls() for tally in tallies] or [cls()]
         reasons: collections.Counter[str] = collections.Counter()
         for tally in every:
             reasons.update(tally.end_reasons)

@@ -334,8 +334,8 @@ class _Drawing:
             try:
                 segment = self._old.open_segment(name)
                 scenes = self._scenes(segment)
-                names = scenes[0][0].streams if scenes else {}
-                names = names or segment.spec.images
+                named = scenes[0][0].streams if scenes else {}
+                names = list(named or segment.spec.images)
                 stored = {name: _frames(segment, name) for name in names}
                 for drawn in self._pictures(segment, scenes):
                     for name, frames in stored.items():

@@ -246,12 +246,12 @@ class Encoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return features (B, F) of float pixels (B, K*C, H, W) in 0..255."""
         weight, bias = self.scaled_first()
-        x = pixels
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+        x = _convolve(pixels, weight, bias, _CONVOLUTIONS[0][2])
+        x = self.activate(self.norms[0](x))
+        for convolution, norm in zip(self.convolutions[1:], self.norms[1:], strict=True):
             assert isinstance(convolution, nn.Conv2d)
-            if x is not pixels:
-                weight, bias = convolution.weight, convolution.bias
-            x = self.activate(norm(_convolve(x, weight, bias, convolution.stride[0])))
+            x = _convolve(x, convolution.weight, convolution.bias, convolution.stride[0])
+            x = self.activate(norm(x))
         # (B, H', W', 64): in channels_last memory, this order of the features needs no copy
         return self.finish(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
 
@@ -281,10 +281,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Te
     is_slow = x.dtype is torch.bfloat16 and not x.is_cuda and weight.requires_grad
     if not is_slow or stride == 1 or width % stride or columns % stride:
         return functional.conv2d(x, weight, bias, stride)
-    wide, kernel = (
-        each.permute(0, 2, 3, 1).unflatten(2, (-1, stride)).flatten(3).permute(0, 3, 1, 2)
-        for each in (x, weight)
-    )
+    rows, kernel = x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1)
+    rows, kernel = (e.reshape(*e.shape[:2], -1, stride * e.shape[3]) for e in (rows, kernel))
+    wide, kernel = rows.permute(0, 3, 1, 2), kernel.permute(0, 3, 1, 2)
     return functional.conv2d(wide, kernel, bias, (stride, 1))
 
 

@@ -342,7 +342,7 @@ class Observer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._places, self._clock = places, clock
-        self._known: dict[str, tuple[int, float | None]] = {}
+        self._known: dict[str, tuple[int, float | None, float]] = {}
         self.problems: tuple[str, ...] = ()
         """What could not be read at the last look."""
 
@@ -361,12 +361,14 @@ class Observer:
         return sorted(shown, key=lambda seen: (seen.beat.role, seen.beat.name, seen.beat.id))
 
     def _see(self, beat: Beat, place: str, age_s: float | None) -> Seen:
-        now_s, known = self._clock(), self._known.get(beat.id)
-        if known is None:
-            since_s = None if age_s is None else now_s - age_s
-        else:
-            since_s = known[1] if beat.sequence <= known[0] else now_s
-        self._known[beat.id] = beat.sequence, since_s
+        now_s = self._clock()
+        since_s = None if age_s is None else now_s - age_s
+        sequence, since_s, first_s = self._known.get(beat.id, (beat.sequence, since_s, now_s))
+        if beat.sequence > sequence:
+            since_s = now_s
+        elif since_s is None and now_s - first_s > LATE_S:
+            since_s = first_s  # it is at least as old
+        self._known[beat.id] = max(beat.sequence, sequence), since_s, first_s
         return Seen(beat, place, None if since_s is None else now_s - since_s)
 
     def _read(

@@ -494,7 +494,7 @@ class Sensors:
 
         A subscription is live some milliseconds after `listen`; data sent before is lost.
         """
-        receivers = [eye.receive for eye in self._eyes.values()]
+        receivers: list[Callable[[Any], None]] = [eye.receive for eye in self._eyes.values()]
         if len(self._mounted) > len(receivers):
             receivers += [self._touch, lambda event: self._markings.append(event.frame)]
         with self._server.calling("start its sensors", limit_s=None):

@@ -301,10 +301,10 @@ class CarlaRenderer:
         """
         views = CarlaViews(scene, self._raster(scene.map)) if scene.views() else None
         taken = self._taken(scene, record) if scene.mountings() else None
-        for car, actors in zip(record.ego.tolist(), record.actors, strict=True):
+        for (x_m, y_m, yaw_rad), actors in zip(record.ego.tolist(), record.actors, strict=True):
             pictures = dict(next(taken)) if taken else {}
             if views is not None:
-                pictures |= views.draw(tuple(car), actors)
+                pictures |= views.draw((x_m, y_m, yaw_rad), actors)
             yield pictures
 
     def _taken(

@@ -28,16 +28,24 @@ def push(
     source: SourceArgument,
     destination: DestinationArgument,
     limit: LimitOption = None,
+    removals: Annotated[
+        bool,
+        typer.Option(
+            "--removals",
+            help="Then remove from the URL DEST what avtd3 store prune and compact have removed "
+            "from the directory SOURCE.",
+        ),
+    ] = False,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Copy a dataset or policies to a URL or directory.
 
     Both places may be either. Every byte is verified. To continue, run the same command again:
-    what is there is skipped. Endpoint, region and credentials come from the usual environment
-    variables and files, such as AWS_PROFILE. Exits with 1 if something was not copied. See
-    docs/fleet.md.
+    what is there is skipped, and so is what was removed there. Endpoint, region and credentials
+    come from the usual environment variables and files, such as AWS_PROFILE. Exits with 1 if
+    something was not copied. See docs/fleet.md.
     """
-    _transfer(source, destination, limit, as_json)
+    _transfer(source, destination, limit, as_json, removals)
 
 
 def pull(
@@ -55,7 +63,9 @@ def pull(
     _transfer(source, destination, limit, as_json)
 
 
-def _transfer(source: str, destination: str, limit: str | None, as_json: bool) -> None:
+def _transfer(
+    source: str, destination: str, limit: str | None, as_json: bool, removals: bool = False
+) -> None:
     from avtd3.store.remote.transfer import transfer
 
     bytes_per_s = 0.0
@@ -68,6 +78,7 @@ def _transfer(source: str, destination: str, limit: str | None, as_json: bool) -
             source,
             destination,
             bytes_per_s=bytes_per_s,
+            removals=removals,
             should_stop=should_stop,
             on_progress=show,
         )

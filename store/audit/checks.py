@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.audit.findings import Fault
-from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
+from avtd3.store.audit.segment_data import SPEED, FrameFeatures, SegmentData
 from avtd3.store.errors import ConfigError, abbreviate, check_integers
 from avtd3.store.events import EventTable
 from avtd3.store.step import STOP_REASON
@@ -316,9 +316,13 @@ def vector_range(data: SegmentData, limits: CheckLimits) -> Faults:
 
 
 def vector_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
-    """Find stretches in which no component of the vector changes although the car moves."""
-    speed = data.speed_mps
-    if data.vector is None or speed is None:
+    """Find stretches in which no component of the vector changes although the car moves.
+
+    The speed and the navigation command alone may stay the same for long.
+    """
+    speed, names = data.speed_mps, data.spec.vector_names
+    others = [name for name in names if name != SPEED and not name.startswith("command_")]
+    if data.vector is None or speed is None or not others:
         return
     still = _repeats(data.vector, data.observation_start) & (np.abs(speed) > MOVING_MPS)
     text = "equal vectors from observation {} while the car moves"

@@ -31,6 +31,7 @@ from avtd3.store.maintenance.removal import (
     Problems,
     exclusive,
     find_leftovers,
+    remove,
     remove_leftovers,
 )
 from avtd3.store.render.text import file_size, join_lines, plural
@@ -56,7 +57,7 @@ from avtd3.store.seal import (
     stored_codecs,
 )
 from avtd3.store.segment import Segment
-from avtd3.store.staging import publish, remove_segments
+from avtd3.store.staging import publish
 
 MAX_TARGET_STEPS = 131_072
 """Largest target: a merged segment is built in memory, about 4 kB per step of 84x84 frames."""
@@ -238,7 +239,7 @@ class _Compaction:
         visible = {segment.id for segment in self._snapshot.segments}
         self._bytes_after += _merge_segments(self._dataset, group, name, visible, now_s=now_s)
         self._done.append(group)
-        remove_segments(self._dataset.path, [segment.id for segment in group])
+        remove(self._dataset, group, name)
 
     def report(self, *, dry_run: bool, stopped: bool) -> CompactReport:
         """Return what was done or, in a dry run, what would be done."""

@@ -23,13 +23,13 @@ from avtd3.store.maintenance.removal import (
     Problems,
     exclusive,
     find_leftovers,
+    remove,
     remove_leftovers,
 )
 from avtd3.store.maps import stored_maps
 from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
-from avtd3.store.staging import remove_segments
 
 _AT_ONCE = 16
 """Segments that are removed between two calls of ``should_stop``."""
@@ -252,7 +252,7 @@ class _Pruning:
             replaced = {name for segment in batch for name in self._replaced_by(segment)}
             if replaced:
                 remove_leftovers(self._dataset, self._snapshot, replaced, self._problems)
-            remove_segments(self._dataset.path, [segment.id for segment in batch])
+            remove(self._dataset, batch)
             yield from batch
             done = min(start + _AT_ONCE, total)
             on_progress(MaintenanceProgress(verb="removed", done=done, total=total))

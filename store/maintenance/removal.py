@@ -2,16 +2,65 @@
 
 import contextlib
 import dataclasses
+import json
+import os
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from avtd3.store.dataset import Dataset, Refusal, Snapshot
 from avtd3.store.errors import SEGMENT_ERRORS, SegmentNotFoundError, SegmentUnreadableError
+from avtd3.store.files import canonical_json, storage_errors
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.render.text import plural
 from avtd3.store.replaced import ClaimChecker, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.staging import remove_segments
+
+REMOVED_FILE = ".removed.jsonl"
+"""File of a dataset that names the segments which maintenance removed from it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """A segment that maintenance removed."""
+
+    segment: str
+    """Its id."""
+    digest: str
+    """Digest of its manifest."""
+    replaced_by: str = ""
+    """The segment that has all its episodes; empty if they were pruned."""
+
+
+def remove(dataset: Dataset, segments: Sequence[Segment], replaced_by: str = "") -> None:
+    """Write down which segments are removed, for `avtd3 push --removals`, and remove them."""
+    made = (
+        Removal(segment=each.id, digest=each.manifest_digest, replaced_by=replaced_by)
+        for each in segments
+    )
+    # A line that was cut by a crash ends where the next one begins.
+    text = b"".join(b"\n" + canonical_json(dataclasses.asdict(each)) for each in made)
+    path = dataset.path / REMOVED_FILE
+    with storage_errors(path), path.open("ab") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    remove_segments(dataset.path, [segment.id for segment in segments])
+
+
+def read_removals(path: Path) -> dict[str, Removal]:
+    """Return what maintenance removed from the dataset at a path, by id; skip damaged lines."""
+    found = {}
+    try:
+        lines = (path / REMOVED_FILE).read_bytes().splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in lines:
+        with contextlib.suppress(TypeError, ValueError):
+            removal = Removal(**json.loads(line))
+            found[removal.segment] = removal
+    return found
 
 
 class Problems:
@@ -107,21 +156,22 @@ def remove_leftovers(
 ) -> list[str]:
     """Remove leftovers whose bytes still are in a replacement; return the ids of those removed."""
     replaced = {segment.id: segment for segment in snapshot.replaced}
-    checker, proven = ClaimChecker(), []
+    checker, removed = ClaimChecker(), []
     for name in find_leftovers(snapshot):
         if name in segment_ids:
             known = (*snapshot.segments, *snapshot.replaced)
             claimants = [segment for segment in known if name in replaced_by(segment)]
-            if _is_contained(replaced[name], claimants, checker, problems):
-                proven.append(name)
-    remove_segments(dataset.path, proven)
-    return proven
+            by = _container(replaced[name], claimants, checker, problems)
+            if by is not None:
+                remove(dataset, [replaced[name]], by.id)
+                removed.append(name)
+    return removed
 
 
-def _is_contained(
+def _container(
     leftover: Segment, claimants: Sequence[Segment], checker: ClaimChecker, problems: Problems
-) -> bool:
-    """Return whether one of some segments is whole and has all episodes of a leftover."""
+) -> Segment | None:
+    """Return the one of some segments that is whole and has all episodes of a leftover."""
     for claimant in claimants:
         try:
             claimant.verify()
@@ -132,8 +182,8 @@ def _is_contained(
             problems.add(error)
             continue
         if claim.is_proven:
-            return True
+            return claimant
         problems.add(
             f"segment {leftover.id} stays: {claimant.id} claims to replace it, but {claim.problem}"
         )
-    return False
+    return None

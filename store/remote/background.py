@@ -78,6 +78,8 @@ _KEPT_POLICIES = 3
 """Policies that `PolicyPull` keeps here."""
 _RETRY_S = 300.0
 """Seconds until a segment that is damaged at the URL is tried again."""
+_ABSENT_S = 10.0
+"""Seconds until a segment that has an entry in the log, but no manifest, is looked for again."""
 _LASTING = (SegmentCorruptError, SpecError, InUseError, MissingPackageError)
 """Errors that trying again does not help."""
 
@@ -233,6 +235,7 @@ class Mirror(Background):
         self._missing: dict[str, LogEntry] = {}
         self._fetched: set[str] = set()
         self._retry_s: dict[str, float] = {}
+        self._absent: set[str] = set()
         self._day = ""
         self.problems: dict[str, str] = {}
         """Why segments of the URL cannot be brought here, by name."""
@@ -249,10 +252,18 @@ class Mirror(Background):
     @property
     def steps_elsewhere(self) -> int:
         """Steps that were published at the URL and were never here since this process started."""
-        entries = list(self._reader.segments.values())
-        return self._reader.older_steps + sum(
-            entry.steps for entry in entries if entry.segment not in self._fetched
-        )
+        # What a merged segment replaces was counted when it was published.
+        entries = dict(self._reader.segments)
+        removed = list(self._reader.removed.values())
+        merged = {name for entry in entries.values() for name in entry.replaces}
+        merged |= {entry.segment for entry in removed if entry.replaced_by}
+        counted = self._fetched | merged
+        steps = self._reader.older_steps
+        for name, entry in entries.items():
+            if name not in counted:
+                here = self._fetched.intersection(entry.replaces) & entries.keys()
+                steps += entry.steps - sum(entries[old].steps for old in here)
+        return steps
 
     def fill(self, should_stop: Callable[[], bool], on_wait: Callable[[str], None]) -> bool:
         """Bring the newest segments here, in the calling thread; return False if stopped.
@@ -291,6 +302,16 @@ class Mirror(Background):
             self._day = day
         self._missing |= {entry.segment: entry for entry in self._reader.refresh()}
         self._fetch()
+        self._drop_removed()
+
+    def _drop_removed(self) -> None:
+        """Remove here what was removed at the URL, unless it is here instead of its successor."""
+        removed = self._reader.removed
+        for name in sorted(self._sizes.keys() & removed.keys()):
+            by = removed[name].replaced_by
+            if not by or by in self._sizes:
+                remove_segments(self.path, [name])
+                del self._sizes[name]
 
     def _open(self) -> None:
         if (group := read_if_any(self.place, GROUP_FILE)) is None:
@@ -321,6 +342,7 @@ class Mirror(Background):
             steps += entry.steps
         self._dataset = dataset
         self._fetch()
+        self._drop_removed()
 
     def _check_limit(self, entries: Collection[LogEntry]) -> None:
         largest = sorted((entry.size_bytes for entry in entries), reverse=True)[:2]
@@ -348,10 +370,15 @@ class Mirror(Background):
                         self.problems[name] = str(error)  # damaged, half copied, or newer
                         self._retry_s[name] = now_s + _RETRY_S
                         continue
+                    # A listing or an answer may lag: what is missing twice is gone.
+                    if name not in self._absent:
+                        self._absent.add(name)
+                        self._retry_s[name] = now_s + _ABSENT_S
+                        continue
                 del self._missing[name]
 
     def _fetch_one(self, copier: SegmentCopier, entry: LogEntry) -> None:
-        if entry.segment in self._sizes:
+        if entry.segment in self._sizes or entry.segment in self._reader.removed:
             return
         if entry.size_bytes > self._max_bytes:
             self.problems[entry.segment] = (
@@ -361,10 +388,11 @@ class Mirror(Background):
             return
         if not self._make_room(entry):
             return
-        if (found := copier.manifest(entry.segment)) is not None:
-            copier.copy(*found)
-            self._sizes[entry.segment] = entry.size_bytes
-            self._fetched.add(entry.segment)
+        if (found := copier.manifest(entry.segment)) is None:
+            raise SegmentNotFoundError(f"{self.url} has no segment {entry.segment}")
+        copier.copy(*found)
+        self._sizes[entry.segment] = entry.size_bytes
+        self._fetched.add(entry.segment)
 
     def _make_room(self, entry: LogEntry) -> bool:
         """Remove older segments here until one fits; return whether it does."""
@@ -374,8 +402,9 @@ class Mirror(Background):
         for name in sorted(older, key=lambda name: name in wanted or name > newest):
             if self.size_bytes + entry.size_bytes <= self._max_bytes:
                 break
-            # What is no longer at the URL may be the only copy.
-            if read_if_any(self.place, segment_key(name, MANIFEST_FILE)) is not None:
+            # What is no longer at the URL may be the only copy, unless it was removed on purpose.
+            is_removed = name in self._reader.removed
+            if is_removed or read_if_any(self.place, segment_key(name, MANIFEST_FILE)) is not None:
                 remove_segments(self.path, [name])
                 del self._sizes[name]
         return self.size_bytes + entry.size_bytes <= self._max_bytes
@@ -455,17 +484,18 @@ class Spool(Background):
         if (maps := set(self.local.sizes(f"{MAPS}/"))) - self._maps:
             copy_maps(self.local, self.place)
             self._maps = maps
-        names = set(Dataset.open(self.path).segment_ids())
+        copied: dict[str, str] = {}
         with self._copier(self.local) as copier:
-            for name in sorted(names):
+            for name in Dataset.open(self.path).segment_ids():
                 if (found := copier.manifest(name)) is not None:
-                    since_s, done = time.time(), {name}
-                    copier.copy(*found, unit=self._unit)
-                    if self._unit is None:
-                        done = names & listed_segments(self.place, since_s)
-                    remove_segments(self.path, sorted(done))
+                    since_s = time.time()
+                    copied[name] = copier.copy(*found, unit=self._unit)
+                    listed = listed_segments(self.place, since_s)
+                    remove_segments(
+                        self.path, [n for n, there in copied.items() if there in listed]
+                    )
                     self.waiting = ""  # more may follow for minutes
-        if names & set(Dataset.open(self.path).segment_ids()):
+        if copied.keys() & set(Dataset.open(self.path).segment_ids()):
             raise UnreachableError(f"uploaded segments are not listed at {self.url} yet")
 
 
@@ -517,14 +547,14 @@ class PolicyPull(Background):
             if (changed := self.place.read_changed(LATEST, self._etag)) is not None:
                 _pull_latest(self.place, self.local, changed[0])
                 self._etag = changed[1]
+                for old in policies_of(self.local)[:-_KEPT_POLICIES]:
+                    self.local.delete([old.replace(".json", ".safetensors"), old])
 
 
 def _pull_latest(place: RemotePlace, local: LocalPlace, latest: bytes) -> None:
     """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
     _pull_policy(place, local, sidecar_of(latest))
     copy_latest(place, local)
-    for old in policies_of(local)[:-_KEPT_POLICIES]:
-        local.delete([old.replace(".json", ".safetensors"), old])
 
 
 def _pull_policy(place: RemotePlace, local: LocalPlace, sidecar: str) -> None:

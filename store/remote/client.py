@@ -364,7 +364,8 @@ def open_place(path: Path | str, patience: Patience | None = None) -> Place:
 def check_reachable(place: Place) -> None:
     """Raise what is wrong with a URL before work begins, after one attempt or two."""
     if isinstance(place, RemotePlace):
-        place.patient(Patience(seconds=0.5)).folders("segments/")
+        # One request, however many segments there are.
+        place.patient(Patience(seconds=0.5)).sizes("zarr.json")
 
 
 def _no_bucket(url: str) -> ConfigError:

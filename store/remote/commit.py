@@ -26,7 +26,7 @@ from avtd3.store.format.codec import unseal
 from avtd3.store.format.layout import MANIFEST_FILE, SEGMENTS
 from avtd3.store.format.manifest import Manifest, parse_manifest
 from avtd3.store.remote.client import LocalPlace, Place, RemotePlace
-from avtd3.store.remote.log import LogEntry, add_entry
+from avtd3.store.remote.log import LogEntry, add_entry, logged_segments
 
 CLAIMS = "claims"
 """Folder of the claims."""
@@ -146,6 +146,8 @@ def complete(place: RemotePlace, winner: bytes, unit: Unit) -> None:
     manifest = read_manifest_bytes(place, winner)
     key = segment_key(manifest.segment_id, MANIFEST_FILE)
     if read_if_any(place, key) is None:
+        if manifest.segment_id in logged_segments(place)[1]:
+            return  # done, and removed since
         _check_sizes(place, manifest)
         _check_same(place, key, winner, create_or_read(place, key, winner))
     about = about_episodes(place, manifest)
@@ -188,6 +190,23 @@ def about_episodes(place: Place, manifest: Manifest) -> dict[str, Any]:
     drove = [number for number in version if number >= 0]
     versions = (min(drove), max(drove)) if drove else ()
     return {"indices": tuple(index), "lengths": tuple(length), "policy_versions": versions}
+
+
+def remove_segment(place: RemotePlace, manifest: Manifest, replaced_by: str = "") -> None:
+    """Remove a segment on purpose; `replaced_by` is the one that has its episodes now, if any.
+
+    The tombstone in the log decides: readers skip the segment from then on, and who is killed
+    before all files are deleted leaves only files to delete.
+    """
+    more = {"removed": True, "replaced_by": replaced_by}
+    add_entry(place, LogEntry.of(manifest, time.time(), **more))
+    delete_files(place, manifest.segment_id)
+
+
+def delete_files(place: RemotePlace, segment_id: str) -> None:
+    """Delete the files of a segment that has a tombstone, the manifest first."""
+    place.delete([segment_key(segment_id, MANIFEST_FILE)])
+    place.delete(place.sizes(segment_key(segment_id)))
 
 
 def _nothing(manifest: Manifest) -> None:

@@ -16,10 +16,11 @@ import gzip
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 from avtd3.store.errors import FormatVersionError, SegmentCorruptError
 from avtd3.store.files import canonical_json
@@ -34,10 +35,15 @@ OVERLAP_S = 900.0
 """Seconds before the newest entry at which a listing starts: clocks, stalls and lag together."""
 BACKSTOP_S = 3600.0
 """Seconds between two listings of all segments."""
+THREADS = 16
+"""Entries that are read at the same time."""
 _DAY_S = 86_400.0
+_AT_ONCE = 64
+"""Entries that `LogReader.open` reads before it looks whether it has enough."""
 _NIGHT = "T240000"
 """Sorts after all stamps of a day."""
-_KEY = re.compile(r"log/(\d{8}T\d{6}\.\d{6}Z)-(.+)\.json")
+_KEY = re.compile(r"log/(\d{8}T\d{6}\.\d{6}Z)([-_])(.+?)(?:~(\d{1,7}))?\.json")
+_DATED = re.compile(r"\d{8}T\d{6}\.\d{6}Z-")
 _DAY_KEY = re.compile(r"log-day/(\d{8})-(\d{12})\.jsonl\.gz")
 
 
@@ -78,6 +84,10 @@ class LogEntry:
     """The lowest and the highest version of a policy that drove; empty if none did."""
     replaces: tuple[str, ...] = ()
     """Segments that it claims to replace."""
+    removed: bool = False
+    """Whether this is a tombstone: the segment was removed on purpose."""
+    replaced_by: str = ""
+    """Of a tombstone: the segment that has the episodes now; empty if none has."""
 
     @classmethod
     def of(cls, manifest: Manifest, time_s: float, **more: Any) -> Self:  # noqa: ANN401 - fields
@@ -108,8 +118,10 @@ class LogEntry:
 
     @property
     def key(self) -> str:
-        """Key of its object."""
-        return f"{LOG}/{stamp(self.time_s)}-{self.segment}.json"
+        """Key of its object; that of a published segment says its steps."""
+        if self.removed:
+            return f"{LOG}/{stamp(self.time_s)}_{self.segment}.json"
+        return f"{LOG}/{stamp(self.time_s)}-{self.segment}~{self.steps}.json"
 
     def to_bytes(self) -> bytes:
         """Return the content of its object."""
@@ -119,6 +131,21 @@ class LogEntry:
 def add_entry(place: RemotePlace, entry: LogEntry) -> None:
     """Put an entry; several of one segment do no harm."""
     place.write(entry.key, entry.to_bytes())
+
+
+_Key: TypeAlias = tuple[str, re.Match[str]]
+"""The key of an entry, and its parts."""
+
+
+class _Block(NamedTuple):
+    """A part of the log that is read at once: some entries, or the summary of a day."""
+
+    keys: tuple[str, ...]
+    """Keys of the objects."""
+    until: str
+    """No segment that sorts after this was published in this block or earlier, clocks aside."""
+    steps: int | None
+    """Steps of its segments; None if only the entries say so."""
 
 
 class LogReader:
@@ -132,62 +159,73 @@ class LogReader:
     def __init__(self, place: RemotePlace) -> None:
         self._place = place
         self.segments: dict[str, LogEntry] = {}
-        """Entries by segment, in the order in which they were found."""
+        """Entries by segment, in the order in which they were found; also of removed segments."""
+        self.removed: dict[str, LogEntry] = {}
+        """Tombstones by segment."""
         self._seen: dict[str, None] = {}
         self._units: set[tuple[str, int]] = set()
         self.repeated: set[str] = set()
         """Segments that were dropped, because another one has their unit of work."""
         self.older_steps = 0
         """Steps of the segments that `open` had no need to read about."""
-        self._newest_s, self._oldest = 0.0, ""
+        self._newest_s, self._horizon = 0.0, ""
         self._next_backstop_s = time.monotonic() + BACKSTOP_S
 
     def open(self, steps: float = float("inf")) -> list[LogEntry]:
         """Find at least so many of the newest steps, or all; return the entries, oldest first.
 
-        It costs one request for each entry since the newest summary, one for each summary that is
-        needed, and one listing.
+        The newest steps are those of the segments with the greatest ids. It costs one request for
+        each entry since the newest summary that is needed, one for each summary that is needed,
+        and listings of the entries since the newest summary and of the summaries.
         """
+        found: list[list[LogEntry]] = []
+        self.older_steps, self._horizon = 0, ""
+        total, later = 0, list[LogEntry]()
         days = _days(self._place)
-        newest = max(days, default="")
-        recent = self._new_entries(f"{newest}{_NIGHT}" if days else "")
+        keys = self._list(f"{max(days)}{_NIGHT}" if days else "")
+        for block in _blocks(keys, days):
+            # A merged segment was published late, but has old steps: look at the ids.
+            total += sum(e.steps for e in later if _position(e) > block.until)
+            later = [e for e in later if _position(e) <= block.until]
+            if total >= steps and block.steps is not None:
+                self.older_steps += block.steps
+                self._horizon = self._horizon or block.until
+                continue
+            entries = _read_entries(self._place, block.keys)
+            self._bury(entries)
+            found.append(entries)
+            later += [e for e in entries if not e.removed and e.segment not in self.removed]
         if days:
-            self._newest_s = max(self._newest_s, _parse_stamp(f"{newest}T235959.999999Z"))
-        found = [recent]
-        total = sum(entry.steps for entry in recent)
-        while days and total < steps:
-            found.append(self._day(*days.popitem()))
-            total += sum(entry.steps for entry in found[-1])
-        self.older_steps = sum(days.values())
+            self._newest_s = max(self._newest_s, _parse_stamp(f"{max(days)}T235959.999999Z"))
+        self._mark(keys)
         added = [e for entries in reversed(found) for e in entries if self._take(e)]
-        self._oldest = min(self.segments, default="") if days else ""
         return added or self._backstop()  # a dataset that was copied there has no log
 
     def refresh(self) -> list[LogEntry]:
         """Find what is new; return it in order. It costs a listing, and a request for each."""
-        added = [e for e in self._new_entries() if self._take(e)]
+        # A clock that is ahead must not move the cursor beyond now.
+        cursor_s = min(self._newest_s, time.time()) - OVERLAP_S
+        keys = self._list(stamp(cursor_s) if cursor_s > 0 else "")
+        entries = _read_entries(self._place, [key for key, _ in keys])
+        self._mark(keys)
+        self._bury(entries)
+        added = [entry for entry in entries if self._take(entry)]
         if time.monotonic() >= self._next_backstop_s:
             added += self._backstop()
         return added
 
-    def _new_entries(self, after: str | None = None) -> list[LogEntry]:
-        """Read the entries that were not seen, from the cursor or a stamp on."""
-        # A clock that is ahead must not move the cursor beyond now.
-        cursor_s = min(self._newest_s, time.time()) - OVERLAP_S
-        if after is None:
-            after = stamp(cursor_s) if cursor_s > 0 else ""
+    def _list(self, after: str) -> list[_Key]:
+        """Return the keys of the entries after a stamp that were not seen, and their parts."""
         keys = self._place.sizes(f"{LOG}/", after=f"{LOG}/{after}" if after else "")
-        found = []
-        for key in keys:
-            match = _KEY.fullmatch(key)
-            if match is None or key in self._seen:
-                continue
-            if (entry := _read_entry(self._place, key)) is not None:
-                found.append(entry)
-                self._newest_s = max(self._newest_s, _parse_stamp(match[1]))
+        matches = ((key, _KEY.fullmatch(key)) for key in keys if key not in self._seen)
+        return [(key, match) for key, match in matches if match is not None]
+
+    def _mark(self, keys: Iterable[_Key]) -> None:
+        """Remember the keys of entries that were read or need not be; forget very old ones."""
+        for key, match in keys:
+            self._newest_s = max(self._newest_s, _parse_stamp(match[1]))
             self._seen[key] = None
         self._forget_old()
-        return found
 
     def _forget_old(self) -> None:
         """Forget the keys that no listing will return again."""
@@ -195,13 +233,16 @@ class LogReader:
         oldest = f"{LOG}/{stamp(max(newest_s - 4.0 * OVERLAP_S, 0.0))}"
         self._seen = {key: None for key in self._seen if key >= oldest}
 
-    def _day(self, day: str, steps: int) -> list[LogEntry]:
-        lines = gzip.decompress(self._place.read(_day_key(day, steps))).splitlines()
-        return [LogEntry.from_json(json.loads(line)) for line in lines]
+    def _bury(self, entries: Iterable[LogEntry]) -> None:
+        """Remember the tombstones."""
+        self.removed |= {entry.segment: entry for entry in entries if entry.removed}
 
     def _take(self, entry: LogEntry) -> bool:
-        """Remember an entry; return whether its segment is new and no repetition."""
-        if entry.segment in self.segments:
+        """Remember an entry; return whether its segment is new, there, and no repetition."""
+        if entry.removed or entry.segment in self.segments:
+            return False
+        if entry.segment in self.removed:
+            self.segments[entry.segment] = entry
             return False
         unit = (entry.plan, -1 if entry.unit is None else entry.unit)
         if entry.unit is not None and unit in self._units:
@@ -214,9 +255,10 @@ class LogReader:
     def _backstop(self) -> list[LogEntry]:
         """Find the segments without an entry by a listing of all."""
         self._next_backstop_s = time.monotonic() + BACKSTOP_S
-        found, known = [], self.segments.keys() | self.repeated
+        found = []
+        known = self.segments.keys() | self.repeated | self.removed.keys()
         for segment_id in self._place.folders(f"{SEGMENTS}/"):
-            if segment_id in known or segment_id < self._oldest:
+            if segment_id in known or segment_id < self._horizon:
                 continue
             try:
                 data = self._place.read(f"{SEGMENTS}/{segment_id}/{MANIFEST_FILE}")
@@ -241,19 +283,53 @@ def summarise_days(place: RemotePlace, now_s: float) -> list[str]:
         if _KEY.fullmatch(key) and key[4:12] < stamp(now_s - _DAY_S)[:8]:
             by_day.setdefault(key[4:12], []).append(key)
     for day, keys in sorted(by_day.items()):
-        read = (_read_entry(place, key) for key in keys)
-        entries = {entry.segment: entry for entry in read if entry is not None}
-        steps = sum(entry.steps for entry in entries.values())
-        text = b"".join(entry.to_bytes() + b"\n" for entry in entries.values())
-        place.create(_day_key(day, steps), gzip.compress(text, mtime=0))
+        entries = {(e.segment, e.removed): e for e in _read_entries(place, keys)}.values()
+        # Merged segments have the steps of those that they replace.
+        steps = sum(e.steps * (-1 if e.removed else 1) for e in entries if _counts(e))
+        text = b"".join(entry.to_bytes() + b"\n" for entry in entries)
+        place.create(_day_key(day, max(steps, 0)), gzip.compress(text, mtime=0))
     return sorted(by_day)
 
 
-def _read_entry(place: RemotePlace, key: str) -> LogEntry | None:
-    try:
-        return LogEntry.from_json(json.loads(place.read(key)))
-    except (FileNotFoundError, TypeError, ValueError, KeyError):
-        return None  # the listing of all segments finds the segment
+def _counts(entry: LogEntry) -> bool:
+    """Return whether an entry changes how many steps were collected."""
+    return not entry.removed or bool(entry.replaced_by)
+
+
+def _read_entries(place: RemotePlace, keys: Sequence[str]) -> list[LogEntry]:
+    """Read entries and summaries of days, several at the same time; return them in order.
+
+    What cannot be read is missing: the listing of all segments finds the segment.
+    """
+
+    def read(key: str) -> list[LogEntry]:
+        try:
+            data = place.read(key)
+            lines = gzip.decompress(data).splitlines() if key.startswith(DAYS) else [data]
+            return [LogEntry.from_json(json.loads(line)) for line in lines]
+        except (FileNotFoundError, TypeError, ValueError, KeyError):
+            return []
+
+    if len(keys) < 2:
+        return [entry for key in keys for entry in read(key)]
+    with ThreadPoolExecutor(min(THREADS, len(keys)), "avtd3-log") as pool:
+        return [entry for entries in pool.map(read, keys) for entry in entries]
+
+
+def _blocks(keys: Sequence[_Key], days: Mapping[str, int]) -> Iterator[_Block]:
+    """Yield the parts of a log, newest first: entries since the newest summary, and summaries."""
+    for end in range(len(keys), 0, -_AT_ONCE):
+        part = keys[max(end - _AT_ONCE, 0) : end]
+        steps = [match[4] for _, match in part]  # missing in tombstones and older entries
+        known = None if None in steps else sum(map(int, steps))
+        yield _Block(tuple(key for key, _ in part), part[-1][1][1], known)
+    for day, steps_of_day in sorted(days.items(), reverse=True):
+        yield _Block((_day_key(day, steps_of_day),), f"{day}{_NIGHT}", steps_of_day)
+
+
+def _position(entry: LogEntry) -> str:
+    """Return where an entry's segment sorts by time: its id, or the stamp of its entry."""
+    return entry.segment if _DATED.match(entry.segment) else stamp(entry.time_s)
 
 
 def _days(place: RemotePlace) -> dict[str, int]:
@@ -269,13 +345,14 @@ def _day_key(day: str, steps: int) -> str:
 def listed_segments(place: RemotePlace, since_s: float) -> set[str]:
     """Return the segments with an entry since a time that a listing of the log shows."""
     keys = place.sizes(f"{LOG}/", after=f"{LOG}/{stamp(since_s)}")
-    return {match[2] for key in keys if (match := _KEY.fullmatch(key))}
+    return {match[3] for key in keys if (match := _KEY.fullmatch(key)) and match[2] == "-"}
 
 
-def known_segments(place: RemotePlace) -> set[str]:
-    """Return the segments that have an entry in the log and files, by two listings."""
-    logged = {m[2] for key in place.sizes(f"{LOG}/") if (m := _KEY.fullmatch(key))}
-    return logged & set(place.folders(f"{SEGMENTS}/"))
+def logged_segments(place: RemotePlace) -> tuple[set[str], set[str]]:
+    """Return the segments that have an entry in the log, and those that were removed."""
+    matches = [m for key in place.sizes(f"{LOG}/") if (m := _KEY.fullmatch(key))]
+    removed = {match[3] for match in matches if match[2] == "_"}
+    return {match[3] for match in matches} - removed, removed
 
 
 def held_episodes(entries: Iterable[LogEntry], plan: str) -> dict[int, int]:

@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -41,9 +41,11 @@ from avtd3.store.files import (
 )
 from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, MAPS, SEGMENTS, STAGING
 from avtd3.store.format.manifest import FileEntry, Manifest
+from avtd3.store.maintenance.removal import Removal, read_removals
 from avtd3.store.remote.client import (
     CHUNK_BYTES,
     Limiter,
+    LocalPlace,
     Patience,
     Place,
     RemotePlace,
@@ -55,12 +57,14 @@ from avtd3.store.remote.commit import (
     Unit,
     about_episodes,
     create_or_read,
+    delete_files,
     publish_segment,
     read_if_any,
     read_manifest_bytes,
+    remove_segment,
     segment_key,
 )
-from avtd3.store.remote.log import LogReader, known_segments
+from avtd3.store.remote.log import LogReader, logged_segments
 from avtd3.store.render.text import join_lines, plural
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import make_directories, staged
@@ -137,6 +141,8 @@ class TransferReport:
     """What could not be copied, and why."""
     stopped: bool
     """Whether it was interrupted."""
+    removed: int
+    """Segments that were removed at the destination."""
 
     def summary(self) -> str:
         """Format the report for a terminal."""
@@ -146,7 +152,8 @@ class TransferReport:
         lines = [
             f"{verb} {what} ({self.size_bytes / 1e6:.1f} MB, {rate:.1f} MB/s) from {self.source} "
             f"to {self.destination}; {self.present} were there",
-            *(f"not copied: {problem}" for problem in self.problems),
+            *([f"removed {plural(self.removed, 'segment')} there"] if self.removed else ()),
+            *(f"not done: {problem}" for problem in self.problems),
         ]
         if self.stopped:
             lines.append("run the same command again to continue")
@@ -194,8 +201,10 @@ class SegmentCopier:
         data = read_if_any(self._source, segment_key(segment_id, MANIFEST_FILE))
         return None if data is None else (read_manifest_bytes(self._source, data), data)
 
-    def copy(self, manifest: Manifest, data: bytes, *, unit: Unit | None = None) -> None:
-        """Copy one segment, of which `manifest` returned these.
+    def copy(self, manifest: Manifest, data: bytes, *, unit: Unit | None = None) -> str:
+        """Copy one segment, of which `manifest` returned these; return the id of what is there.
+
+        It is that of another segment if another process has done the unit.
 
         Raises:
             SegmentCorruptError: The bytes at the source are not those of the manifest.
@@ -204,15 +213,15 @@ class SegmentCopier:
             Stopped: It was asked to stop.
         """
         if isinstance(self._destination, RemotePlace):
-            publish_segment(
+            return publish_segment(
                 self._destination,
                 data,
                 self._put,
                 unit=unit,
                 about=lambda: about_episodes(self._source, manifest),
             )
-        else:
-            self._receive(manifest, data, self._destination.path)
+        self._receive(manifest, data, self._destination.path)
+        return manifest.segment_id
 
     def _put(self, manifest: Manifest) -> None:
         """Put the files of a segment into an object store."""
@@ -300,6 +309,7 @@ def transfer(
     destination: Path | str,
     *,
     bytes_per_s: float = 0.0,
+    removals: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[TransferProgress], None] = lambda _: None,
 ) -> TransferReport:
@@ -309,6 +319,8 @@ def transfer(
         source: Path or URL.
         destination: Path or URL; created if it does not exist.
         bytes_per_s: Largest number of bytes per second; 0 is no limit.
+        removals: Whether to remove at the destination, a URL, what maintenance has removed from
+            the source, a directory.
         should_stop: Called often; true ends the transfer in good order.
         on_progress: Called after each piece.
 
@@ -329,7 +341,7 @@ def transfer(
         True
     """
     work = _Transfer(source, destination, bytes_per_s, should_stop, on_progress)
-    return work.run()
+    return work.run(removals=removals)
 
 
 class _Transfer:
@@ -353,9 +365,18 @@ class _Transfer:
         self._size_bytes, self._part_bytes, self._whole_bytes = 0, 0, 1
         self._waiting, self._lock = "", threading.Lock()
         self._problems: list[str] = []
+        self._removals: tuple[LocalPlace, RemotePlace] | None = None
+        self._removed = 0
 
-    def run(self) -> TransferReport:
-        """Copy what is missing."""
+    def run(self, *, removals: bool) -> TransferReport:
+        """Copy what is missing; then remove what was removed here, if that is wanted."""
+        if removals:
+            if isinstance(self._source, RemotePlace) or isinstance(self._destination, LocalPlace):
+                raise ConfigError(
+                    "--removals needs a directory as the source and a URL as the destination; in "
+                    "a directory, run avtd3 store prune or compact"
+                )
+            self._removals = self._source, self._destination
         present = 0
         for place in (self._source, self._destination):
             check_reachable(place)
@@ -380,12 +401,14 @@ class _Transfer:
             seconds=time.monotonic() - self._began_s,
             problems=tuple(self._problems),
             stopped=stopped,
+            removed=self._removed,
         )
 
     def _copy_dataset(self, group: bytes) -> int:
         create_dataset(self._source, self._destination, group)
-        here, there = segments_of(self._source), segments_of(self._destination)
-        missing = sorted(here - there)
+        here, _ = list_segments(self._source)
+        there, removed = list_segments(self._destination)
+        missing = sorted(here - there - removed)
         self._total, self._done = len(here), len(here) - len(missing)
         copy_maps(self._source, self._destination)
         with SegmentCopier(
@@ -397,7 +420,36 @@ class _Transfer:
         ) as copier:
             for segment_id in missing:
                 self._copy_segment(copier, segment_id)
+        if self._removals is not None:
+            self._remove(*self._removals)
         return len(here & there)
+
+    def _remove(self, source: LocalPlace, place: RemotePlace) -> None:
+        """Remove at a URL what maintenance removed here, after what replaces it is there."""
+        here, records = Dataset.open(source.path).segment_ids(), read_removals(source.path)
+        there, removed = list_segments(place)
+        for name in removed & set(place.folders(f"{SEGMENTS}/")):
+            delete_files(place, name)  # left by a process that was killed
+        checked: dict[str, bool] = {}
+        for name in sorted((records.keys() & there).difference(here)):
+            if self._should_stop():
+                raise Stopped
+            by = _successor(name, records, here)
+            data = read_if_any(place, segment_key(name, MANIFEST_FILE))
+            if data is None:
+                continue
+            manifest = read_manifest_bytes(place, data)
+            if by and by not in checked:
+                key = segment_key(by, MANIFEST_FILE)
+                checked[by] = read_if_any(source, key) == read_if_any(place, key) is not None
+            if manifest.digest != records[name].digest or (by and not checked[by]):
+                self._problems.append(
+                    f"{place.text}: {name} stays, because it or the segment that replaces it is "
+                    "not the one that is known here; pull the dataset again, and compare them"
+                )
+                continue
+            remove_segment(place, manifest, by)
+            self._removed += 1
 
     def _copy_segment(self, copier: SegmentCopier, segment_id: str) -> None:
         try:
@@ -463,6 +515,15 @@ class _Transfer:
         self._on_progress(progress)
 
 
+def _successor(name: str, records: Mapping[str, Removal], here: Collection[str]) -> str:
+    """Return which segment has the episodes of a removed one now; empty if they were pruned."""
+    by, seen = records[name].replaced_by, {name}
+    while by and by not in here and by in records and by not in seen:
+        seen.add(by)
+        by = records[by].replaced_by
+    return by
+
+
 def create_dataset(source: Place, destination: Place, group: bytes) -> None:
     """Create the dataset that a source's ``zarr.json`` describes, or check that it is the same.
 
@@ -495,19 +556,26 @@ def read_spec(group: bytes, where: str) -> EpisodeSpec:
     return parse_spec(Path(where) / GROUP_FILE, document)
 
 
-def segments_of(place: Place) -> set[str]:
-    """Return the segments of a place; of a URL, those whose publication was completed."""
-    if isinstance(place, RemotePlace):
-        known = known_segments(place)
-        # Those without an entry in the log may be segments, too: their manifests say so.
-        others = set(place.folders(f"{SEGMENTS}/")) - known
-        found = known | {s for s in others if read_if_any(place, segment_key(s, MANIFEST_FILE))}
-        if place.folders(f"{CLAIMS}/"):
-            reader = LogReader(place)
-            reader.open()
-            found -= reader.repeated
-        return found
-    return set(Dataset.open(place.path).segment_ids())
+def list_segments(place: Place) -> tuple[set[str], set[str]]:
+    """Return the segments of a place, and those that were removed from it on purpose.
+
+    Those of a URL are the ones whose publication was completed.
+    """
+    if isinstance(place, LocalPlace):
+        here = set(Dataset.open(place.path).segment_ids())
+        return here, read_removals(place.path).keys() - here
+    logged, removed = logged_segments(place)
+    folders = set(place.folders(f"{SEGMENTS}/"))
+    known = logged & folders
+    # Those without an entry in the log may be segments, too: their manifests say so.
+    others = folders - known - removed
+    unlogged = {s for s in others if read_if_any(place, segment_key(s, MANIFEST_FILE))}
+    found = known | unlogged
+    if place.folders(f"{CLAIMS}/"):
+        reader = LogReader(place)
+        reader.open()
+        found -= reader.repeated
+    return found, removed
 
 
 def copy_maps(source: Place, destination: Place) -> None:

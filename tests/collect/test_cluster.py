@@ -13,10 +13,12 @@ import time
 import numpy as np
 import pytest
 
+from avtd3.collect.cluster import Stop
 from avtd3.collect.collector import CollectAheadConfig, CollectConfig, collect
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
-from avtd3.collect.plan import UNIT, Amount, claim_segment, claimed_units, units_of
+from avtd3.collect.plan import UNIT, Amount, claim_segment, claimed_units, stop_key, units_of
+from avtd3.collect.reports import Tally
 from avtd3.learn.networks import Actor, NetworkConfig
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.store import staging
@@ -195,6 +197,22 @@ def test_units_depend_on_the_episodes_alone():
     assert missing == (2 * UNIT,)
 
 
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_units_are_stopped_by_a_file_in_the_dataset(tmp_path, kind):
+    place = str(tmp_path / "data") if kind == "local" else f"memory://{tmp_path.name}"
+    stop = Stop(place, stop_key("p" * 64))
+    assert not stop.is_set()
+    stop.set()
+    assert Stop(place, stop_key("p" * 64)).is_set()
+    stop.clear()
+    stop.clear()
+    assert not stop.is_set()
+
+
+def test_no_results_add_up_to_nothing():
+    assert Tally.total([]) == Tally()
+
+
 def test_the_learners_pace_is_refused(tmp_path):
     config = CollectConfig(world=WORLD, lead=CollectAheadConfig(max_lead=5))
     with pytest.raises(ConfigError, match=r"max_lead is 5, expected none with --scheduler"):
@@ -294,8 +312,10 @@ def test_a_client_that_is_killed_or_stopped_is_resumed_at_a_url(tmp_path, cloud_
 
     start_and(signal.SIGKILL, "--episodes", str(8 * UNIT))
     client, output, errors = start_and(signal.SIGINT, "--resume")
-    assert client.returncode == 0, errors
-    assert "interrupted" in output
+    # Units of the first client still run, so this one may be stopped before its first one.
+    was_early = "stopped before a worker could open" in errors
+    assert client.returncode == (3 if was_early else 0), errors
+    assert "interrupted" in output or was_early
     # a machine that has no spool with the plan's settings finds its episodes at the URL
     config = dataclasses.replace(CONFIG, spool=str(tmp_path / "other"))
     report = collect(url, config, episodes=8 * UNIT, scheduler=cluster.address, resume=True)

@@ -18,9 +18,9 @@ from avtd3.store.render.audit_page import audit_page, choose_episodes
 from avtd3.store.writer import WriterConfig
 
 STREAMS = {
-    "front": StreamCamera(height=24, width=28, stack=2),
+    "front": StreamCamera(height=40, width=36, stack=2),
     "rgb": StreamCamera(kind="rgb", height=18, width=20, stack=1),
-    "top": StreamCamera(kind="bev_route", height=16, width=20, stack=1),
+    "top": StreamCamera(kind="bev_route", height=36, width=40, stack=1),
 }
 
 

@@ -352,7 +352,7 @@ def test_leftovers_are_not_removed_while_either_side_cannot_be_read(tmp_path, mo
 
     old, before = dataset.segment_ids(), identity(dataset)
     with monkeypatch.context() as patch:
-        patch.setattr(compact_module, "remove_segments", lambda *_: None)
+        patch.setattr(compact_module, "remove", lambda *_: None)
         compact(dataset.path)
     (merged,) = set(dataset.segment_ids()) - set(old)
     for name in (merged, old[1]):

@@ -208,7 +208,7 @@ def interrupted(tmp_path, monkeypatch):
     dataset, episodes = fill(tmp_path / "data", [[4, 5], [3], [6, 5]])
     old = dataset.segment_ids()
     with monkeypatch.context() as patch:
-        patch.setattr(compact_module, "remove_segments", lambda *_: None)
+        patch.setattr(compact_module, "remove", lambda *_: None)
         compact(dataset.path)
     (merged,) = set(dataset.segment_ids()) - set(old)
     return dataset, episodes, old, merged

@@ -73,6 +73,8 @@ class Hosts:
         words += [*_DIES_WITH_PARENT, "sh", "-c", "echo ready; exec sleep infinity"]
         holder = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self._stack.callback(_end, holder)
+        assert holder.stdout is not None
+        assert holder.stderr is not None
         if holder.stdout.readline() != "ready\n":
             pytest.skip(
                 f"needs the permission to create network namespaces: {holder.stderr.read()}"

@@ -76,9 +76,9 @@ class Fleet:
 
     def watch(self, *words):
         """Run a command on the fourth host to its end; return its exit code and its output."""
-        words = [*self.hosts.words("watcher"), *command(*words)]
+        whole = [*self.hosts.words("watcher"), *command(*words)]
         done = subprocess.run(
-            words, capture_output=True, text=True, check=False, env=self._environment
+            whole, capture_output=True, text=True, check=False, env=self._environment
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -258,6 +258,7 @@ def test_a_fleet_survives_links_that_are_cut_again_and_again(
         for names, kind in rounds:
             cut_and_heal(fleet, names, kind, rng.uniform(0.0, 1.0), running)
 
+        wait_until(lambda: fleet.are_all("running"), "heartbeats", running=running)
         # Long enough for both to be late and dead; then they are there again.
         with fleet.cut(["collector", "learner"], "silent"):
             for state in ("late", "dead"):

@@ -17,8 +17,8 @@ from avtd3.tests.project.source import (
 
 NAMES = sorted(modules())
 
-MOST_MODULES = 210
-MOST_LINES = 56_500
+MOST_MODULES = 211
+MOST_LINES = 57_900
 """Lower this limit when the source shrinks, and raise it only for a new feature."""
 MOST_SINGLE_IMPORTERS = 0.15
 """Largest share of modules with one importer."""

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -248,6 +249,21 @@ def test_a_collector_waits_only_for_a_learner_with_a_fresh_heartbeat(place, cloc
     assert watch.unseen(10_700) == 0
 
 
+def test_a_process_in_a_bucket_that_never_changes_is_late_and_dead(place, clock):
+    answers = threading.Event()
+    answers.set()
+    bucket: Any = Stuck(place, answers)
+    observer = Observer([bucket], clock=clock)
+    write(place, beat_of(sequence=5))
+    states = []
+    for wait_s in (0.0, LATE_S - 1.0, 2.0, DEAD_S - LATE_S):
+        clock.now_s += wait_s
+        states += [seen.state for seen in observer.look()]
+    assert states == ["unknown", "unknown", "late", "dead"]
+    write(place, beat_of(sequence=6))
+    assert [seen.state for seen in observer.look()] == ["running"]
+
+
 class Stuck:
     """A bucket behind a cut link: answers come when the test allows it."""
 
@@ -263,7 +279,8 @@ def test_a_collector_continues_while_a_look_at_the_learner_hangs(place, clock, m
     monkeypatch.setattr(status, "_LOOK_S", 0.01)
     answers = threading.Event()
     write(place, learner(1, 0))
-    watch = LearnerWatch([Stuck(place, answers)], "car", clock=clock)
+    bucket: Any = Stuck(place, answers)
+    watch = LearnerWatch([bucket], "car", clock=clock)
     assert [watch.unseen(100) for _ in range(3)] == [0, 0, 0]
     answers.set()
     while watch.unseen(100 + clock.now_s) == 0:

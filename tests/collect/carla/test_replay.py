@@ -152,6 +152,7 @@ def test_store_render_makes_streams_and_continues_after_a_kill(source, town, tmp
         np.testing.assert_array_equal(drawn.streams["way"], old.streams["way"])
         assert drawn.actions.tobytes() == old.actions.tobytes()
         assert drawn.attributes["weather"] == "night"
+        assert drawn.world_record is not None
         assert drawn.world_record.setup["weather"]["values"]["sun_altitude_angle"] < 0.0
     until(lambda: is_clean(town))
     assert check_pictures(new).differing == 0, "the views from above"
@@ -210,6 +211,7 @@ def test_a_lost_world_keeps_its_record(town):
     with world_on(town) as world:
         world.reset(LOOP, 1)
         drive(world, 3)
+        assert world.child_pid is not None
         os.kill(world.child_pid, signal.SIGKILL)
         with pytest.raises(WorldLost):
             drive(world, 1)

@@ -130,7 +130,7 @@ def test_changes_of_the_camera_change_the_pictures_alone(episode):
     drawn = redraw(folder, record, SceneChanges(camera={"height": 40, "width": 64}))
     assert [frame.shape for frame in drawn] == [(1, 40, 64)] * len(frames)
     scene = Scene.parse(record.setup)
-    changed = SceneChanges(camera={"forward_m": 0.0}).apply(scene, 8)
+    changed = scene.changed(SceneChanges(camera={"forward_m": 0.0}), 8)
     mounting, before = changed.setup()["mounting"], scene.setup()["mounting"]
     assert mounting == before | {"forward_m": 0.0}
     assert changed._replace(camera=scene.camera) == scene

@@ -151,6 +151,7 @@ def test_routes_are_stored_in_millimetres():
     rng = np.random.default_rng(0)
     points = np.cumsum(rng.normal(0.7, 0.4, (300, 2)), axis=0) + 1e4
     stored = route_steps(points)
+    assert stored is not None
     assert np.abs(stored)[:, 2:].max() < 5000, "small numbers"
     line = route_line(json.loads(json.dumps(stored)))
     assert np.abs(line - points[:, 0] - 1j * points[:, 1]).max() < 1e-3

@@ -174,6 +174,13 @@ def test_a_planted_fault_is_found_by_name(tmp_path, check):
     assert report.verdict != "ok"
 
 
+def test_a_constant_speed_is_no_frozen_vector(tmp_path):
+    names = ("command_follow", "speed_mps")
+    dataset = drive(tmp_path / "data", dataclasses.replace(SPEC, vector_names=names))
+    plant(dataset, "vector-frozen")
+    assert "vector-frozen" not in audit([dataset.path], CONFIG).log.counts
+
+
 def test_a_reward_by_the_step_is_a_reward(tmp_path):
     dataset = drive(tmp_path / "data", dataclasses.replace(SPEC, reward_terms=()))
     rewrite(dataset, "reward", set_row(slice(None), 1.0))

@@ -220,8 +220,8 @@ def minari_dataset(root, monkeypatch, *, jpeg=True, side=32, count=3, several=Fa
     }
     views = {"left": (2, 40, 48, 3), "right_image": (2, side, side)}
     if several:
-        boxes = {name: spaces.Box(0, 255, shape[1:], np.uint8) for name, shape in views.items()}
-        observations["pixels"] = spaces.Dict(boxes)
+        boxes = [(name, spaces.Box(0, 255, shape[1:], np.uint8)) for name, shape in views.items()]
+        observations["pixels"] = spaces.Dict(dict[str, Any](boxes))
     space = spaces.Dict(observations)
 
     def more():

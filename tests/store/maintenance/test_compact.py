@@ -23,7 +23,6 @@ from avtd3.store.replaced import ORIGIN, REPLACES, episode_digests, unseen_episo
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.store.segment import Segment
-from avtd3.store.staging import remove_segments
 from avtd3.tests.store.maintenance.datasets import SPEC, fill, identity, publish
 from avtd3.tests.store.segments import Clock, assert_holds, make_spec
 
@@ -268,7 +267,7 @@ def test_a_source_that_goes_while_it_is_merged_stays_gone(tmp_path, monkeypatch)
 def test_leftovers_of_a_killed_compaction_are_removed_by_the_next(tmp_path, monkeypatch):
     dataset, episodes = fill(tmp_path / "data", [[4], [4], [4]])
     old = dataset.segment_ids()
-    monkeypatch.setattr(compact_module, "remove_segments", lambda *_: None)
+    monkeypatch.setattr(compact_module, "remove", lambda *_: None)
     compact(dataset.path)
     monkeypatch.undo()
     assert len(dataset.segment_ids()) == 4
@@ -289,7 +288,7 @@ def test_an_audit_ignores_what_is_replaced_as_readers_do(tmp_path, monkeypatch):
         about = {"index": index}
         publish(dataset, [4], seed=index, now=float(index), info=about, plan_digest="p")
     clean = audit([dataset.path], AuditConfig(scheduler="sync"))
-    monkeypatch.setattr(compact_module, "remove_segments", lambda *_: None)
+    monkeypatch.setattr(compact_module, "remove", lambda *_: None)
     compact(dataset.path)
     report = audit([dataset.path], AuditConfig(scheduler="sync"))
     assert (report.total.segments, report.total.steps) == (1, 12)
@@ -300,7 +299,7 @@ def test_an_audit_ignores_what_is_replaced_as_readers_do(tmp_path, monkeypatch):
 
 def test_leftovers_stay_while_what_replaces_them_is_damaged(tmp_path, monkeypatch):
     dataset, episodes = fill(tmp_path / "data", [[4], [4]])
-    monkeypatch.setattr(compact_module, "remove_segments", lambda *_: None)
+    monkeypatch.setattr(compact_module, "remove", lambda *_: None)
     compact(dataset.path)
     monkeypatch.undo()
     (merged,) = dataset.snapshot().segments
@@ -316,7 +315,7 @@ def test_leftovers_stay_while_what_replaces_them_is_damaged(tmp_path, monkeypatc
 def test_pinned_leftovers_stay(tmp_path, monkeypatch):
     dataset, _ = fill(tmp_path / "data", [[4], [4]])
     old = dataset.segment_ids()
-    monkeypatch.setattr(compact_module, "remove_segments", lambda *_: None)
+    monkeypatch.setattr(compact_module, "remove", lambda *_: None)
     compact(dataset.path)
     monkeypatch.undo()
     write_pins(dataset, {old[0]: Pin(note="", pinned_at=0.0)})
@@ -400,7 +399,7 @@ def test_a_sampler_that_refreshes_across_a_compaction_draws_the_same_episodes(
 
     config = ReplayConfig(batch_size=64, scratch=str(tmp_path), mode=mode)
     with Sampler([dataset], config, seed=0) as sampler:
-        remove = remove_segments
+        remove = compact_module.remove
 
         def looking(*args):
             for step in (lambda: None, lambda: remove(*args)):
@@ -409,7 +408,7 @@ def test_a_sampler_that_refreshes_across_a_compaction_draws_the_same_episodes(
                 assert report.refused == ()
                 drawn(sampler)
 
-        monkeypatch.setattr(compact_module, "remove_segments", looking)
+        monkeypatch.setattr(compact_module, "remove", looking)
         compact(dataset.path, target_steps=26)
         drawn(sampler)
         assert len(dataset.segment_ids()) == 2

@@ -198,7 +198,7 @@ def test_staging_is_not_touched_but_for_what_a_killed_removal_left(tmp_path):
 def test_what_a_killed_compaction_left_goes_with_what_replaced_it(tmp_path, monkeypatch):
     dataset, _ = fill(tmp_path / "data", [[4], [4], [9], [9]])
     old = dataset.segment_ids()[:2]
-    monkeypatch.setattr(compact_module, "remove_segments", lambda *_: None)
+    monkeypatch.setattr(compact_module, "remove", lambda *_: None)
     compact(dataset.path, target_steps=8)
     episodes = identity(dataset)
     assert len(dataset.segment_ids()) == 5

@@ -120,7 +120,7 @@ def start_rclone(folder):
 def start_weed(folder, host=LOOPBACK):
     program = find_program("weed")
     ports = {name: free_port(host) for name in ("master", "volume", "filer", "s3")}
-    (folder / "weed").mkdir()
+    (folder / "weed").mkdir(exist_ok=True)
     rights: dict[str, Any] = {
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         "name": "test",
@@ -129,6 +129,7 @@ def start_weed(folder, host=LOOPBACK):
     (folder / "s3.json").write_text(json.dumps({"identities": [rights]}))
     command = [program, "server", f"-dir={folder}/weed", "-s3", f"-s3.config={folder}/s3.json"]
     command += [f"-ip={host}", f"-ip.bind={host}", "-master.volumeSizeLimitMB=64"]
+    command += ["-volume.max=100"]
     # Its other ports are fixed, so that two servers could not run at the same time.
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     command += [f"-{name}.port={port}" for name, port in ports.items()]
@@ -236,7 +237,8 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     Faults: ``503``; ``before`` and ``after`` cut the connection before or after the server did the
     work, ``torn`` when the server has half of the body; ``half`` cuts the answer in half; ``slow``
     sends it in pieces, ``late`` after `late_s`; ``whole`` ignores a range. `lag_s` hides objects
-    from listings that were put less than so many seconds ago.
+    from listings that were put less than so many seconds ago. `requests` and
+    `size_bytes` count.
     """
 
     daemon_threads = True
@@ -246,6 +248,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
         self.upstream = server.endpoint.removeprefix("http://")
         self.fault: Fault = lambda method, path: ""
         self.lag_s, self.late_s, self.put_at, self.requests, self.is_cut = 0.0, 0.0, {}, [], False
+        self.size_bytes = 0
         super().__init__(("127.0.0.1", 0), handler or Forward)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -273,6 +276,14 @@ class Forward(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def translate(self, body, fault):
+        if fault == "whole":
+            del self.headers["Range"]
+        return self.command, self.path, body, dict(self.headers)
+
+    def more_headers(self, answer, data):
+        return ()
+
     def fail(self, fault, body):
         """Break a request before the server has all of it."""
         proxy: Any = self.server
@@ -288,14 +299,6 @@ class Forward(http.server.BaseHTTPRequestHandler):
             upstream.endheaders(body[: len(body) // 2])
             upstream.close()
 
-    def translate(self, body, fault):
-        if fault == "whole":
-            del self.headers["Range"]
-        return self.command, self.path, body, dict(self.headers)
-
-    def more_headers(self, answer, data):
-        return ()
-
     def forward(self):
         proxy: Any = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -310,6 +313,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
         answer = upstream.getresponse()
         data = proxy.hide_recent(self.path, answer.read())
         upstream.close()
+        proxy.size_bytes += len(body) + len(data)
         if self.command == "PUT":
             key = self.path.partition("?")[0].strip("/").partition("/")[2]
             proxy.put_at[key] = time.monotonic()

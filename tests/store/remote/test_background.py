@@ -326,6 +326,20 @@ def test_policies_follow_and_continue_after_those_of_an_earlier_run(url, tmp_pat
     assert names(later) == ["LATEST.json", "policy-00000006.json", "policy-00000006.safetensors"]
 
 
+def test_a_run_that_continues_keeps_its_policies_that_are_not_sent_yet(url, tmp_path):
+    learner = tmp_path / "learner"
+    policy(learner, 0)
+    PolicyPush(url, learner).work()
+    for version in range(1, 8):
+        policy(learner, version)
+    here = names(learner)
+    PolicyPush(url, learner).adopt(lambda: False)
+    assert names(learner) == here
+    push = PolicyPush(url, learner)
+    push.work()
+    assert set(here) <= set(open_place(url).sizes(""))
+
+
 def test_the_newest_policy_is_sent_first_after_a_cut(proxy, bucket, tmp_path):
     for version in range(4):
         policy(tmp_path / "learner", version)

@@ -119,7 +119,8 @@ def test_a_request_that_fails_late_is_repeated(proxy, bucket):
 
 def test_a_stop_does_not_wait_for_the_next_attempt(proxy, bucket, monkeypatch):
     monkeypatch.setattr(client, "_FIRST_WAIT_S", 1e6)
-    proxy.is_cut, waits = True, []
+    waits: list[str] = []
+    proxy.is_cut = True
     patience = Patience(seconds=1e9, should_stop=lambda: bool(waits), on_wait=waits.append)
     with pytest.raises(UnreachableError):
         open_place(bucket, patience).read("a")
@@ -132,7 +133,7 @@ def test_an_upload_may_take_longer_than_an_answer(proxy, bucket, monkeypatch, is
     monkeypatch.setattr(client, "SILENCE_S", 0.05)
     proxy.fault, proxy.late_s = lambda method, path: "late", 0.6
     waits: list[str] = []
-    body = [b"x" * 3_000_000] * 2 if is_large else b"x" * 300_000
+    body: Any = [b"x" * 3_000_000] * 2 if is_large else b"x" * 300_000
     open_place(bucket, Patience(seconds=0.0, on_wait=waits.append)).write("a", body)
     assert any("no answer in time" in wait for wait in waits)
     with pytest.raises(UnreachableError, match="no answer in time"):

@@ -178,3 +178,62 @@ def test_a_damaged_entry_is_ignored(place):
     place.write("log/other", b"")
     add_entry(place, entry("a", NOON_S + 1))
     assert names(LogReader(place).open()) == ["a"]
+
+
+def dated(time_s, name="x"):
+    return f"{log.stamp(time_s)}-{name}"
+
+
+def test_opening_reads_no_more_entries_of_today_than_it_needs(place, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: NOON_S + 5000.0)
+    monkeypatch.setattr(log, "_AT_ONCE", 10)
+    for number in range(100):
+        at_s = NOON_S + number
+        add_entry(place, entry(dated(at_s), at_s + 0.5))
+    counting: Any = Counting(place)
+    reader = LogReader(counting)
+    found = names(reader.open(steps=150))
+    assert found == [dated(NOON_S + number) for number in range(80, 100)]
+    assert counting.calls.count("read") == 20
+    assert reader.older_steps == 800
+    counting.calls.clear()
+    assert reader.refresh() == []
+    assert counting.calls == ["sizes"], "the others are known, and not read later"
+
+
+def test_entries_of_earlier_versions_whose_keys_lack_the_steps_are_read(place, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: NOON_S)
+    monkeypatch.setattr(log, "_AT_ONCE", 2)
+    for number in range(6):
+        made = entry(dated(NOON_S + number), NOON_S + number)
+        place.write(made.key.replace("~10", ""), made.to_bytes())
+    assert len(LogReader(place).open(steps=10)) == 6
+    assert log.logged_segments(place) == ({dated(NOON_S + n) for n in range(6)}, set())
+
+
+def test_a_merged_segment_that_was_published_late_is_not_taken_for_new_steps(place, monkeypatch):
+    """Today, all of the first day was merged: the newest steps are still those of the last days."""
+    now = NOON_S + 10 * DAY_S
+    monkeypatch.setattr(time, "time", lambda: now)
+    for day in range(8):
+        for number in range(4):
+            at_s = NOON_S + day * DAY_S + number
+            add_entry(place, entry(dated(at_s), at_s))
+    old = [dated(NOON_S + number) for number in range(4)]
+    add_entry(place, entry(dated(NOON_S, "merged"), now - 2.0, steps=40, replaces=tuple(old)))
+    for number, name in enumerate(old):
+        gone = {"removed": True, "replaced_by": dated(NOON_S, "merged")}
+        add_entry(place, entry(name, now - 1.0 + number / 10.0, **gone))
+    summarise_days(place, now)
+    reader = LogReader(place)
+    found = names(reader.open(steps=40))
+    assert sorted(found)[-4:] == [dated(NOON_S + 7 * DAY_S + number) for number in range(4)]
+    assert reader.older_steps == 7 * 40, "of days that were not read"
+    assert set(reader.removed) == set(old)
+    assert set(names(LogReader(place).open())).isdisjoint(old)
+    summarise_days(place, now + 5 * DAY_S)
+    assert [key[8:] for key in place.sizes("log-day/")][-1].endswith("-000000000000.jsonl.gz")
+    assert set(LogReader(place).open()) == set(LogReader(place).open(10**6))
+    later = LogReader(place)
+    assert set(names(later.open())).isdisjoint(old)
+    assert set(later.removed) == set(old)
