@@ -39,7 +39,7 @@ STATES: Mapping[str, tuple[float, float, float]] = {
     "before": (1.0, 2.0, 8.0),
     "after": (2.0, 2.0, 8.0),
     "half": (2.0, 2.0, 8.0),
-    "torn": (2.0, 2.0, 8.0),
+    "partial": (2.0, 2.0, 8.0),
     "slow": (1.0, 2.0, 8.0),
     "slow listings": (1.0, 5.0, 15.0),
     "late listings": (1.0, 5.0, 15.0),
@@ -100,7 +100,7 @@ class Link:
             self.failed[state] += is_listing
             self.is_healed.wait(SLOW_S if is_listing and state == "slow listings" else 0.0)
             return ""
-        if state not in ("503", "before", "after", "half", "torn", "slow", "hanging"):
+        if state not in ("503", "before", "after", "half", "partial", "slow", "hanging"):
             return ""
         if self._random.random() >= SHARE:
             return ""

@@ -466,8 +466,7 @@ class Spool(Background):
     def work(self) -> None:
         """Copy all segments, oldest first, and delete each here when a listing shows it there.
 
-        A listing may lag, and from a listing a resume knows what need not be collected again; of
-        units of work, it knows from their claims.
+        A listing may lag, and from a listing a resume knows what need not be collected again.
         """
         if not self.is_dataset or not self.left:
             return

@@ -235,7 +235,7 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     """Forwards requests, and breaks those that `fault(method, path)` names a fault for.
 
     Faults: ``503``; ``before`` and ``after`` cut the connection before or after the server did the
-    work, ``torn`` when the server has half of the body; ``half`` cuts the answer in half; ``slow``
+    work, ``partial`` when the server has half of the body; ``half`` cuts the answer in half; ``slow``
     sends it in pieces, ``late`` after `late_s`; ``whole`` ignores a range. `lag_s` hides objects
     from listings that were put less than so many seconds ago. `requests` and
     `size_bytes` count.
@@ -291,7 +291,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
             self.send_response(503)
             self.send_header("Content-Length", "0")
             self.end_headers()
-        if fault == "torn":
+        if fault == "partial":
             upstream = http.client.HTTPConnection(proxy.upstream, timeout=60.0)
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for header in self.headers.items():
@@ -305,7 +305,7 @@ class Forward(http.server.BaseHTTPRequestHandler):
         fault = "before" if proxy.is_cut else proxy.fault(self.command, self.path)
         proxy.requests.append((self.command, self.path))
         self.close_connection = fault not in ("", "slow", "late", "whole")
-        if fault in ("before", "503", "torn"):
+        if fault in ("before", "503", "partial"):
             self.fail(fault, body)
             return
         upstream = http.client.HTTPConnection(proxy.upstream, timeout=60.0)
