@@ -235,9 +235,9 @@ class FaultProxy(http.server.ThreadingHTTPServer):
     """Forwards requests, and breaks those that `fault(method, path)` names a fault for.
 
     Faults: ``503``; ``before`` and ``after`` cut the connection before or after the server did the
-    work, ``partial`` when the server has half of the body; ``half`` cuts the answer in half; ``slow``
-    sends it in pieces, ``late`` after `late_s`; ``whole`` ignores a range. `lag_s` hides objects
-    from listings that were put less than so many seconds ago. `requests` and
+    work, ``partial`` when the server has half of the body; ``half`` cuts the answer in half;
+    ``slow`` sends it in pieces, ``late`` after `late_s`; ``whole`` ignores a range. `lag_s` hides
+    objects from listings that were put less than so many seconds ago. `requests` and
     `size_bytes` count.
     """
 
