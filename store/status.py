@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from avtd3.store.errors import Avtd3Error, UnreachableError, abbreviate
-from avtd3.store.files import parse_json, plain_name, remove
+from avtd3.store.files import parse_json, plain_name
 from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace
 
@@ -253,11 +253,13 @@ class Heartbeat:
             self._thread.start()
 
     def _run(self) -> None:
-        for place in (*self._places, *self._datasets):
-            with contextlib.suppress(Avtd3Error, OSError):
-                _sweep(place)
+        is_swept = False
         while not self._end.is_set():
             self._write(is_ended=False)
+            for place in () if is_swept else (*self._places, *self._datasets):
+                with contextlib.suppress(Avtd3Error, OSError):
+                    _sweep(place, self._beat.key)
+            is_swept = True
             self._end.wait(self._interval_s)
         self._write(is_ended=True)
 
@@ -288,13 +290,15 @@ def _hasty(place: LocalPlace | RemotePlace) -> LocalPlace | RemotePlace:
     return place.patient(Patience(seconds=INTERVAL_S / 2.0))
 
 
-def _sweep(place: LocalPlace | RemotePlace) -> None:
-    """Delete the heartbeats of a directory that nobody changed for a day."""
-    if not isinstance(place, LocalPlace):
-        return
-    for path in place.path.joinpath(STATUS).glob("*.json"):
-        if _age_s(path) > CLEARED_S:
-            remove(path)
+def _sweep(place: LocalPlace | RemotePlace, own: str) -> None:
+    """Delete the heartbeats that nobody changed for a day; in a bucket, compare with one's own."""
+    if isinstance(place, LocalPlace):
+        files = place.path.joinpath(STATUS).glob("*.json")
+        ages_s = {f"{STATUS}/{path.name}": _age_s(path) for path in files}
+    else:
+        times = place.times(f"{STATUS}/")
+        ages_s = {key: times[own] - time_s for key, time_s in times.items() if own in times}
+    place.delete([key for key, age_s in ages_s.items() if age_s > CLEARED_S and key != own])
 
 
 def _age_s(path: Path) -> float:

@@ -296,6 +296,15 @@ class RemotePlace:
 
         return dict(sorted(self._call(prefix, entries).items()))
 
+    def times(self, prefix: str) -> dict[str, float]:
+        """Return when the objects below a prefix were put, by key, in seconds of the store's clock."""
+
+        def entries(store: object, prefix: str) -> dict[str, float]:
+            pages = _obstore().list(store, prefix)
+            return {m["path"]: m["last_modified"].timestamp() for page in pages for m in page}
+
+        return self._call(prefix, entries)
+
     def size(self, key: str) -> int:
         """Return the size of an object, also of one that listings do not show yet."""
         return self._call(key, lambda store, key: int(_obstore().head(store, key)["size"]))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avtd3.store import status
-from avtd3.store.remote.client import LocalPlace
+from avtd3.store.remote.client import LocalPlace, RemotePlace
 from avtd3.store.render.status_view import StatusReport
 from avtd3.store.status import (
     CLEARED_S,
@@ -206,6 +206,25 @@ def test_old_heartbeats_are_deleted_by_the_next_process(place, monkeypatch):
     with Heartbeat([place], "collector", "car", interval_s=60.0) as heart:
         heart.update(steps=1)
         wait_for(lambda: not place.path.joinpath(beat_of("old").key).exists())
+
+
+def test_old_heartbeats_in_a_bucket_are_deleted_by_the_clock_of_the_bucket(tmp_path, monkeypatch):
+    bucket, real = RemotePlace(f"memory://{tmp_path.name}"), RemotePlace.times
+    old, young = beat_of("old"), beat_of("young")
+
+    def times(place, prefix):
+        ages_s = {old.key: CLEARED_S + 60.0, young.key: CLEARED_S - 60.0}
+        return {key: at_s - ages_s.get(key, 0.0) for key, at_s in real(place, prefix).items()}
+
+    for beat in (old, young):
+        write(bucket, beat)
+    monkeypatch.setattr(RemotePlace, "times", times)
+    monkeypatch.setattr(time, "time", lambda now_s=time.time: now_s() + 10 * CLEARED_S)
+    with Heartbeat([bucket], "collector", "car", interval_s=60.0) as heart:
+        heart.update(steps=1)
+        wait_for(lambda: old.key not in bucket.sizes(f"{status.STATUS}/"))
+    assert young.key in bucket.sizes(f"{status.STATUS}/")
+    assert len(bucket.sizes(f"{status.STATUS}/")) == 2
 
 
 @pytest.mark.parametrize(

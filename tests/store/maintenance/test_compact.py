@@ -15,6 +15,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, InUseError
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.maintenance import compact as compact_module
+from avtd3.store.maintenance import removal
 from avtd3.store.maintenance.compact import compact, merged_name
 from avtd3.store.maintenance.pins import Pin, write_pins
 from avtd3.store.maintenance.removal import MaintenanceProgress, exclusive
@@ -399,7 +400,7 @@ def test_a_sampler_that_refreshes_across_a_compaction_draws_the_same_episodes(
 
     config = ReplayConfig(batch_size=64, scratch=str(tmp_path), mode=mode)
     with Sampler([dataset], config, seed=0) as sampler:
-        remove = compact_module.remove
+        remove = removal.remove
 
         def looking(*args):
             for step in (lambda: None, lambda: remove(*args)):

@@ -10,7 +10,7 @@ from avtd3.store.maintenance.prune import PruneConfig, prune
 from avtd3.store.maintenance.removal import REMOVED_FILE, read_removals
 from avtd3.store.remote import background, client
 from avtd3.store.remote.background import Mirror
-from avtd3.store.remote.client import open_place
+from avtd3.store.remote.client import RemotePlace, open_place
 from avtd3.store.remote.log import LogReader, logged_segments
 from avtd3.store.remote.transfer import transfer
 from avtd3.tests.store.maintenance.datasets import identity
@@ -56,7 +56,7 @@ def test_a_compaction_is_published_with_the_removal_of_what_it_merged(data, url,
     assert open_place(url).folders("segments/") == data.segment_ids(), "all files are deleted"
     assert seen_at(url, tmp_path / "back") == episodes
     assert push(data, url).removed == 0
-    assert [entry.segment for entry in LogReader(open_place(url)).open()] == data.segment_ids()
+    assert [entry.segment for entry in LogReader(RemotePlace(url)).open()] == data.segment_ids()
 
 
 def test_removals_follow_several_compactions_to_the_last(data, url, tmp_path):
@@ -67,7 +67,7 @@ def test_removals_follow_several_compactions_to_the_last(data, url, tmp_path):
     compact(data.path)
     assert push(data, url).removed == 3
     assert sealed(open_place(url)) == data.segment_ids()
-    reader = LogReader(open_place(url))
+    reader = LogReader(RemotePlace(url))
     reader.open()
     assert {each.replaced_by for each in reader.removed.values()} == set(data.segment_ids())
     assert seen_at(url, tmp_path / "back") == episodes
@@ -214,7 +214,7 @@ def test_the_command_removes_and_refuses_other_places(avtd3, data, url, tmp_path
     prune(data.path, PruneConfig(max_steps=2))
     code, out, _ = avtd3("push", data.path, url, "--removals")
     assert (code, "removed 2 segments there" in out) == (0, True)
-    assert len(logged_segments(open_place(url))[1]) == 2
+    assert len(logged_segments(RemotePlace(url))[1]) == 2
     code, _, err = avtd3("push", url, tmp_path / "back", "--removals")
     assert code == 2
     assert "--removals needs a directory as the source and a URL" in err
