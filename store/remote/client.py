@@ -297,7 +297,7 @@ class RemotePlace:
         return dict(sorted(self._call(prefix, entries).items()))
 
     def times(self, prefix: str) -> dict[str, float]:
-        """Return when the objects below a prefix were put, by key, in seconds of the store's clock."""
+        """Return when the objects below a prefix were put, in seconds of the store's clock."""
 
         def entries(store: object, prefix: str) -> dict[str, float]:
             pages = _obstore().list(store, prefix)
