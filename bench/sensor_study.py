@@ -114,6 +114,7 @@ class Seed:
             "network.actor_inputs": POLICY_SEES,
             "network.critic_inputs": POLICY_SEES,
             "replay.streams": f"[{stream}]",
+            "replay.imitate_expert": False,
             **changed,
         }
         given = ("--config", "vision_command")
