@@ -208,7 +208,7 @@ def test_old_heartbeats_are_deleted_by_the_next_process(place, monkeypatch):
         wait_for(lambda: not place.path.joinpath(beat_of("old").key).exists())
 
 
-def test_old_heartbeats_in_a_bucket_are_deleted_by_the_clock_of_the_bucket(tmp_path, monkeypatch):
+def test_old_heartbeats_in_a_bucket_are_deleted_in_the_time_of_the_bucket(tmp_path, monkeypatch):
     bucket, real = RemotePlace(f"memory://{tmp_path.name}"), RemotePlace.times
     old, young = beat_of("old"), beat_of("young")
 
