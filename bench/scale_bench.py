@@ -352,6 +352,16 @@ def transfer_spec(source: LocalPlace, place: RemotePlace) -> None:
     _ = place.honours_conditions
 
 
+def wait_before_answers(wait_s: float) -> Callable[[str, str], str]:
+    """Return the fault of a proxy that only delays each request."""
+
+    def fault(method: str, path: str) -> str:
+        time.sleep(wait_s)
+        return ""
+
+    return fault
+
+
 def measure_packing(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the figures of both layouts, for each segment."""
     local = folder / "data"
@@ -361,7 +371,7 @@ def measure_packing(options: argparse.Namespace, folder: Path) -> dict[str, Any]
     figures = {}
     for delay_ms in (0.0, *options.delay_ms):
         with CountingProxy(servers.Server(os.environ["AWS_ENDPOINT_URL"])) as proxy:
-            proxy.fault = lambda method, path: time.sleep(delay_ms / 1000.0) or ""  # noqa: B023
+            proxy.fault = wait_before_answers(delay_ms / 1000.0)
             url = f"s3://bench/p{delay_ms:g}"
             found = in_process(move_segments, (url, local, folder / f"{delay_ms}"), proxy)
         figures[f"{delay_ms:g} ms per request, for each of {segments} segments"] = {
