@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,27 +81,61 @@ class _Episode:
     is_rolling: bool = False
 
 
-class Session:
-    """Episodes on one server; `report_phase` is called before everything that may block."""
+class Visit(ABC):
+    """Work on one server, which has its settings back when `close` returns.
+
+    `report_phase` is called before everything that may block.
+    """
 
     def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
         self.config = config
         self.server = Server(config, port, report_phase)
         self._towns = Towns(self.server)
-        self._traffic = CarlaTraffic(self.server)
-        self._lights = Lights(self.server)
         self._found: Settings | None = None
         self._car: Car | None = None
         self._sensors: Sensors | None = None
+
+    def open(self, found: Settings | None) -> Settings:
+        """Connect, and remove the actors of a crashed run; return the settings to restore.
+
+        `found` are those settings if an earlier session knows them.
+        """
+        self.server.connect()
+        settings = self.server.settings()
+        leftovers = self.server.find_leftovers()
+        self.server.destroy(leftovers)
+        if found is None:
+            # With leftovers, the settings are those of a crashed run: no client would ever tick.
+            found = asynchronous(settings) if leftovers else settings
+        self._found = found
+        return found
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Remove our actors."""
+
+    def close(self) -> bool:
+        """Remove our actors and restore the server's settings; return whether that succeeded."""
+        try:
+            self._release()
+        except WorldLost:
+            return False
+        if self._found is not None and not self.server.is_gone:
+            self.server.restore(self._found)
+        return not self.server.is_gone
+
+
+class Session(Visit):
+    """Episodes on one server."""
+
+    def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
+        super().__init__(config, port, report_phase)
+        self._traffic = CarlaTraffic(self.server)
+        self._lights = Lights(self.server)
         self._episode: _Episode | None = None
         self._views: CarlaViews | None = None
         self._row = b""
         self._foreign_ticks = 0
-
-    def open(self, found: Settings | None) -> Settings:
-        """Connect, see `_open`."""
-        self._found = _open(self.server, found)
-        return self._found
 
     def reset(self, scenario: Scenario, seed: int) -> tuple[WorldStart, tuple[str, ...], Recorded]:
         """Start an episode, see `World.reset`; return it with remarks for the user."""
@@ -356,16 +391,9 @@ class Session:
             if self._traffic.has_manager:
                 self.server.tick()
 
-    def close(self) -> bool:
-        """Remove our actors and restore the server's settings; return whether that succeeded."""
-        try:
-            self._end()
-            self._traffic.close()
-        except WorldLost:
-            return False
-        if self._found is not None and not self.server.is_gone:
-            self.server.restore(self._found)
-        return not self.server.is_gone
+    def _release(self) -> None:
+        self._end()
+        self._traffic.close()
 
 
 def _weather_parameters(
@@ -388,41 +416,16 @@ def _weather_of(values: Mapping[str, float]) -> carla.WeatherParameters:
     return weather
 
 
-def _open(server: Server, found: Settings | None) -> Settings:
-    """Connect, and remove the actors of a crashed run; return the settings to restore.
-
-    `found` are those settings if an earlier session knows them.
-    """
-    server.connect()
-    settings = server.settings()
-    leftovers = server.find_leftovers()
-    server.destroy(leftovers)
-    if found is None:
-        # With leftovers, the settings are those of a crashed run: no client would ever tick.
-        found = asynchronous(settings) if leftovers else settings
-    return found
-
-
-class Replay:
+class Replay(Visit):
     """Shows recorded states on one server, and takes pictures of them.
 
     No actor has physics: before each tick, all are moved to where they were.
     """
 
     def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
-        self._config = config
-        self.server = Server(config, port, report_phase)
-        self._towns = Towns(self.server)
-        self._found: Settings | None = None
-        self._car: Car | None = None
-        self._sensors: Sensors | None = None
+        super().__init__(config, port, report_phase)
         self._actors: list[tuple[int, float]] = []
         self._lights: list[carla.TrafficLight] = []
-
-    def open(self, found: Settings | None) -> Settings:
-        """Connect, see `_open`."""
-        self._found = _open(self.server, found)
-        return self._found
 
     def begin(
         self,
@@ -432,10 +435,10 @@ class Replay:
         actors: NDArray[np.int64],
     ) -> None:
         """Prepare an episode, given the setup and the first row of its record and its map."""
-        self._end()
+        self._release()
         scene, server = CarlaScene.parse(setup), self.server
         server.config = dataclasses.replace(
-            self._config,
+            self.config,
             vehicle=scene.car.kind,
             camera=scene.camera,
             streams=scene.streams,
@@ -544,7 +547,7 @@ class Replay:
                 )
         return pack_pictures(self._sensors.pictures(snapshot.frame))
 
-    def _end(self) -> None:
+    def _release(self) -> None:
         """Remove the actors of the episode, and let the traffic lights change again."""
         sensors, self._sensors = self._sensors, None
         if sensors is not None:
@@ -557,16 +560,6 @@ class Replay:
             for light in lights[:1]:
                 light.freeze(False)
             self.server.destroy(ids)
-
-    def close(self) -> bool:
-        """Remove our actors and restore the server's settings; return whether that succeeded."""
-        try:
-            self._end()
-        except WorldLost:
-            return False
-        if self._found is not None and not self.server.is_gone:
-            self.server.restore(self._found)
-        return not self.server.is_gone
 
 
 def origin_of(
