@@ -31,7 +31,8 @@ MIRROR_BYTES, MIRROR_MORE_BYTES = 5_000_000, 2_000_000
 SHARE = 0.25
 """Share of the requests that fail while the link is in a state that breaks some."""
 HANGING_S, SLOW_S, LAG_S = 40.0, 1.5, 5.0
-"""How long a request hangs, a listing takes, and a listing lags; clients wait for 30 s."""
+"""How long a request hangs, a listing takes, and a listing lags; clients wait for 10 s
+at first, and twice as long with each repetition."""
 STATES: Mapping[str, tuple[float, float, float]] = {
     "good": (6.0, 2.0, 10.0),
     "cut": (2.0, 2.0, 10.0),
