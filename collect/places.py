@@ -112,11 +112,9 @@ class CollectPlaces:
     def claimed(self, plan_digest: str) -> set[int]:
         """Return the claimed units of a plan; publish what workers that died have claimed."""
         here = claimed_units(self.dataset, plan_digest)
-        return (
-            here
-            if self._spool is None
-            else here | self._spool.claimed(plan_digest, self._should_stop)
-        )
+        if self._spool is None:
+            return here
+        return self._spool.claimed(plan_digest, self._should_stop) | here
 
     def held(self, plan_digest: str) -> dict[int, int]:
         """Return the steps of the episodes of a plan that the dataset holds, by index."""

@@ -72,7 +72,7 @@ class PolicyStore:
         self._rejected: set[str] = set()
         self._unreported: list[str] = []
         self._run, self._runs = run, dict[str, None]()
-        self._published: int | None = None
+        self._has_published = False
 
     def publish(
         self,
@@ -133,13 +133,12 @@ class PolicyStore:
                 )
             )
         self._write_latest(published)
-        self._published = version
+        self._has_published = True
         return version
 
     def _check_alone(self) -> None:
         """Raise if the newest policy is of another run, although this one has published."""
-        is_known = self._run and self._published is not None
-        latest = self._read_latest() if is_known else None
+        latest = self._read_latest() if self._run and self._has_published else None
         if latest is not None and latest.run not in ("", self._run):
             raise InUseError(
                 self.path, f"another learner, run {latest.run}, which published {latest.file}"

@@ -253,14 +253,13 @@ class Heartbeat:
             self._thread.start()
 
     def _run(self) -> None:
-        is_swept = False
-        while not self._end.is_set():
+        if not self._end.is_set():
             self._write(is_ended=False)
-            for place in () if is_swept else (*self._places, *self._datasets):
+            for place in (*self._places, *self._datasets):
                 with contextlib.suppress(Avtd3Error, OSError):
                     _sweep(place, self._beat.key)
-            is_swept = True
-            self._end.wait(self._interval_s)
+        while not self._end.wait(self._interval_s):
+            self._write(is_ended=False)
         self._write(is_ended=True)
 
     def _write(self, *, is_ended: bool) -> None:

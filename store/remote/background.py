@@ -483,18 +483,18 @@ class Spool(Background):
         if (maps := set(self.local.sizes(f"{MAPS}/"))) - self._maps:
             copy_maps(self.local, self.place)
             self._maps = maps
-        copied: dict[str, str] = {}
+        is_listed = True
         with self._copier(self.local) as copier:
             for name in Dataset.open(self.path).segment_ids():
                 if (found := copier.manifest(name)) is not None:
                     since_s = time.time()
-                    copied[name] = copier.copy(*found, unit=self._unit)
-                    listed = listed_segments(self.place, since_s)
-                    remove_segments(
-                        self.path, [n for n, there in copied.items() if there in listed]
-                    )
+                    there = copier.copy(*found, unit=self._unit)
+                    if there in listed_segments(self.place, since_s):
+                        remove_segments(self.path, [name])
+                    else:
+                        is_listed = False
                     self.waiting = ""  # more may follow for minutes
-        if copied.keys() & set(Dataset.open(self.path).segment_ids()):
+        if not is_listed:
             raise UnreachableError(f"uploaded segments are not listed at {self.url} yet")
 
 
