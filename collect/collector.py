@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from avtd3.collect.checks import check_number, check_positive
-from avtd3.collect.cluster import Cluster, Stop, WorkerContext, open_cluster
+from avtd3.collect.cluster import open_cluster, warm_environment
 from avtd3.collect.drivers import LabelledDriver
 from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, Environment
 from avtd3.collect.mixture import DriverPool, DriverSpec, Mixture
@@ -40,6 +40,7 @@ from avtd3.collect.rollout import MAX_EPISODE_STEPS, Rollout
 from avtd3.collect.scores import total_reward
 from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
+from avtd3.store.cluster import Cluster, Stop, WorkerContext
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     CheckpointError,
@@ -490,7 +491,7 @@ def collect(
         on_progress: Called a few times a second.
         open_world: Makes the world, in the process that uses it; the default makes the one that the
             settings name.
-        scheduler: Address of a Dask scheduler whose workers collect, see `avtd3.collect.cluster`;
+        scheduler: Address of a Dask scheduler whose workers collect, see `avtd3.store.cluster`;
             None to collect in this process and ``config.workers`` of its own.
 
     Raises:
@@ -714,7 +715,7 @@ def _run_unit(job: CollectJob, context: WorkerContext) -> Tally:
     """Collect a unit in a worker of a Dask cluster."""
     with (
         _unit_places(job, context.should_stop) as places,
-        context.open_environment(job.config, job.open_world) as environment,
+        warm_environment(job.config, job.open_world) as environment,
     ):
 
         def should_stop() -> bool:
@@ -737,7 +738,7 @@ def _create_dataset(job: CollectJob, context: WorkerContext) -> None:
     """Create the dataset in a worker of a Dask cluster, whose world knows the spec."""
     with (
         _unit_places(job, context.should_stop) as places,
-        context.open_environment(job.config, job.open_world) as environment,
+        warm_environment(job.config, job.open_world) as environment,
     ):
         _create(places, job.config, environment)
 

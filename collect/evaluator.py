@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.cluster import WorkerContext, open_cluster
+from avtd3.collect.cluster import open_cluster, warm_environment
 from avtd3.collect.drivers import PolicyDriver
 from avtd3.collect.environment import SUCCESS_REASON, Environment
 from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
 from avtd3.collect.mixture import GRAMMAR, Mixture
-from avtd3.collect.places import check_shared
 from avtd3.collect.plan import MAX_SEED, UNIT, episode_generator, evaluation_seed
 from avtd3.collect.recovery import Recovery, Skipped, describe_skipped
 from avtd3.collect.rollout import Rollout
 from avtd3.collect.scores import EpisodeScore, Scorer, summarise
 from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
+from avtd3.store.cluster import WorkerContext, check_shared
 from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
 from avtd3.store.files import remote_url, show_path
 from avtd3.store.remote.background import local_policy
@@ -371,7 +371,7 @@ def evaluate(
         on_progress: Called after every episode.
         open_world: Makes the world, in the process that uses it; the default makes the one that the
             settings name.
-        scheduler: Address of a Dask scheduler whose workers drive, see `avtd3.collect.cluster`;
+        scheduler: Address of a Dask scheduler whose workers drive, see `avtd3.store.cluster`;
             None for this process and ``config.workers`` of its own.
 
     Raises:
@@ -504,7 +504,7 @@ def _run_unit(job: EvaluateJob, context: WorkerContext) -> EvaluatePart:
     """Drive a unit in a worker of a Dask cluster."""
     with (
         local_policy(job.subject) as subject,
-        context.open_environment(job.config, job.open_world) as environment,
+        warm_environment(job.config, job.open_world) as environment,
     ):
         job = dataclasses.replace(job, subject=str(subject))
         part = _drive_job(job, environment, context.should_stop, lambda _: None)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Self
 
 from avtd3.collect.plan import claimed_units, held_episodes
+from avtd3.store.cluster import check_shared
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError
 from avtd3.store.files import remote_url, show_path
 from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.remote.background import Background, PolicyPull, Spool, SpoolSize, spool_path
@@ -165,15 +165,6 @@ class CollectPlaces:
             f"{plural(spool.left, 'segment')} not uploaded to {spool.url}: {spool.waiting}; they "
             f"wait in {spool.path}: run the same command with --resume, or avtd3 push {spool.path} "
             f"{spool.url}"
-        )
-
-
-def check_shared(url: str) -> None:
-    """Raise if the workers of a cluster cannot see a URL."""
-    if url.startswith("memory://"):
-        raise ConfigError(
-            f"{url} is a place within one process, which the workers of --scheduler do not see; "
-            "give a directory that all of them see, or a bucket"
         )
 
 

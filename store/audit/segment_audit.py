@@ -90,24 +90,30 @@ class SegmentAudit:
     """Stamp with which the checksums are now verified; empty if they are not."""
 
 
-def audit_segment(task: SegmentTask) -> SegmentAudit:
-    """Audit one segment; problems become findings, not exceptions."""
+def audit_segment(task: SegmentTask, root: Path | None = None) -> SegmentAudit:
+    """Audit one segment; problems become findings, not exceptions.
+
+    Args:
+        task: What to do.
+        root: Where the dataset is, if it is not at the path that the task names.
+    """
     with np.errstate(all="ignore"):  # numbers of any size: what is not finite is a finding
-        return _audit_segment(task)
+        return _audit_segment(task, root or Path(task.dataset))
 
 
-def _audit_segment(task: SegmentTask) -> SegmentAudit:
-    path = Path(task.dataset) / "segments" / task.segment_id
+def _audit_segment(task: SegmentTask, root: Path) -> SegmentAudit:
+    path = root / "segments" / task.segment_id
     manifest, faults = open_manifest(path)
     contents, seen = SegmentContents(), ""
     try:
         found = list_files(path)
         contents = SegmentContents(summary=Summary(bytes_on_disk=sum(found.values())))
         if manifest is not None:
-            dataset = Dataset.open(Path(task.dataset))
+            dataset = Dataset.open(root)
             seen = stamp(path, manifest.digest, found) if task.reads_data else ""
             is_verified = bool(seen) and seen == task.verified
-            faults += _check_files(task, manifest, dataset.spec, found, is_verified=is_verified)
+            hashes = task.reads_data and not is_verified
+            faults += _check_files(task, path, manifest, dataset.spec, found, hashes=hashes)
             if not _has_error(faults):
                 known = contents.summary.merge(_manifest_summary(manifest, dataset.spec))
                 contents = SegmentContents(summary=known)
@@ -122,6 +128,8 @@ def _audit_segment(task: SegmentTask) -> SegmentAudit:
         contents = SegmentContents()
     log = FindingLog(limit=task.max_findings)
     for fault in faults:
+        message = fault.message.replace(str(root), task.dataset)
+        fault = dataclasses.replace(fault, message=message)
         log.add(fault, dataset=task.dataset, segment=task.segment_id)
     return SegmentAudit(
         task=task,
@@ -155,14 +163,13 @@ def _read_fault(path: Path, error: Exception) -> Fault:
 
 def _check_files(
     task: SegmentTask,
+    path: Path,
     manifest: Manifest,
     spec: EpisodeSpec,
     found: dict[str, int],
     *,
-    is_verified: bool,
+    hashes: bool,
 ) -> list[Fault]:
-    path = Path(task.dataset) / "segments" / task.segment_id
-    hashes = task.reads_data and not is_verified
     faults = [*file_faults(path, manifest, found, hashes=hashes)]
     if manifest.spec_digest != spec.digest:
         message = f"spec digest {manifest.spec_digest[:16]}, expected {spec.digest[:16]}"

@@ -40,7 +40,7 @@ from avtd3.store.files import (
     write_new,
 )
 from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, MAPS, SEGMENTS, STAGING
-from avtd3.store.format.manifest import FileEntry, Manifest
+from avtd3.store.format.manifest import FileEntry, Manifest, parse_manifest
 from avtd3.store.maintenance.removal import Removal, read_removals
 from avtd3.store.remote.client import (
     CHUNK_BYTES,
@@ -199,7 +199,9 @@ class SegmentCopier:
     def manifest(self, segment_id: str) -> tuple[Manifest, bytes] | None:
         """Read a manifest at the source; None if there is none, so no segment either."""
         data = read_if_any(self._source, segment_key(segment_id, MANIFEST_FILE))
-        return None if data is None else (read_manifest_bytes(self._source, data), data)
+        if data is None:
+            return None
+        return parse_manifest(data, Path(self._source.text) / SEGMENTS / segment_id), data
 
     def copy(self, manifest: Manifest, data: bytes, *, unit: Unit | None = None) -> str:
         """Copy one segment, of which `manifest` returned these; return the id of what is there.
@@ -578,10 +580,11 @@ def list_segments(place: Place) -> tuple[set[str], set[str]]:
     return found, removed
 
 
-def copy_maps(source: Place, destination: Place) -> None:
+def copy_maps(source: Place, destination: Place, only: Collection[str] | None = None) -> None:
     """Copy the road networks that the destination lacks; their names are their digests."""
     for key in source.sizes(f"{MAPS}/").keys() - destination.sizes(f"{MAPS}/").keys():
-        destination.create(key, source.read(key))
+        if only is None or key.removeprefix(f"{MAPS}/").partition(".")[0] in only:
+            destination.create(key, source.read(key))
 
 
 def policies_of(place: Place) -> list[str]:

@@ -254,5 +254,3 @@ def test_an_audit_of_a_url_reads_a_copy_and_reports_what_is_damaged_there(data, 
     assert "not copied: " in err
     code, _, err = avtd3("replay-inspect", bucket, "--quarantine")
     assert (code, "copy it first (avtd3 pull)" in err) == (2, True)
-    code, _, err = avtd3("replay-inspect", bucket, "--scheduler", "tcp://127.0.0.1:1")
-    assert (code, "needs a directory that all workers see" in err) == (2, True)
