@@ -566,9 +566,8 @@ class _Collection:
             opened = _open_dataset(job, places, cluster, should_stop=self._is_over, show=self._show)
             places.start(pulls=cluster is None)
             stack.enter_context(lock_plan(opened, self._digest))
-            # First: this may publish segments.
-            claimed = places.claimed(self._digest)
-            self._held = held = places.held(self._digest)
+            claimed, held = places.held(self._digest)
+            self._held = held
             held_steps = sum(held.values())
             if held and not resume:
                 raise ConfigError(
@@ -584,7 +583,7 @@ class _Collection:
             tally = Tally.total(tallies)
             # Count what is there: a worker that died has not reported its last steps.
             if lost or cluster is not None:
-                now = places.held(self._digest)
+                _, now = places.held(self._digest)
                 steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
                 reasons = (*tally.lost, *lost)
                 tally = dataclasses.replace(tally, lost=reasons, steps=steps, episodes=episodes)

@@ -109,19 +109,17 @@ class CollectPlaces:
             return Dataset.open(self.dataset)
         return Dataset.create(self.dataset, self._spool.read_spec(self._should_stop))
 
-    def claimed(self, plan_digest: str) -> set[int]:
-        """Return the claimed units of a plan; publish what workers that died have claimed."""
-        here = claimed_units(self.dataset, plan_digest)
-        if self._spool is None:
-            return here
-        return self._spool.claimed(plan_digest, self._should_stop) | here
+    def held(self, plan_digest: str) -> tuple[set[int], dict[int, int]]:
+        """Return the claimed units of a plan, and the steps of its episodes there are, by index.
 
-    def held(self, plan_digest: str) -> dict[int, int]:
-        """Return the steps of the episodes of a plan that the dataset holds, by index."""
+        First publish what workers that died have claimed.
+        """
+        units = claimed_units(self.dataset, plan_digest)
         here = held_episodes(Dataset.open(self.dataset), plan_digest)
-        if self._spool is None:
-            return here
-        return self._spool.held(plan_digest, self._should_stop) | here
+        if self._spool is not None:
+            more, there = self._spool.held(plan_digest, self._should_stop)
+            units, here = units | more, there | here
+        return units, here
 
     @property
     def spool_used(self) -> int | None:

@@ -448,20 +448,21 @@ class Spool(Background):
         """Return the spec of the dataset at the URL, which exists."""
         return read_spec(self.opening(should_stop).read(GROUP_FILE), self.url)
 
-    def held(self, plan: str, should_stop: Callable[[], bool]) -> dict[int, int]:
-        """Return the steps of the episodes of a plan that are at the URL, by index."""
-        place = self.opening(should_stop)
-        entries = [entry for entry in LogReader(place).open() if entry.plan == plan]
-        return held_episodes((_with_episodes(place, entry) for entry in entries), plan)
+    def held(self, plan: str, should_stop: Callable[[], bool]) -> tuple[set[int], dict[int, int]]:
+        """Return the claimed units of a plan, and the steps of its episodes at the URL, by index.
 
-    def claimed(self, plan: str, should_stop: Callable[[], bool]) -> set[int]:
-        """Return the claimed units of a plan; complete what workers that died have claimed."""
-        place = self.opening(should_stop)
-        if not place.folders(f"{CLAIMS}/"):
-            return set()
-        entries = LogReader(place).open()
-        published = {e.unit for e in entries if e.plan == plan and e.unit is not None}
-        return complete_units(place, plan, published)
+        First complete what workers that died have claimed.
+        """
+        place, claimed = self.opening(should_stop), set[int]()
+        reader = LogReader(place)
+        entries = reader.open()
+        if place.folders(f"{CLAIMS}/"):
+            published = {e.unit for e in entries if e.plan == plan and e.unit is not None}
+            claimed = complete_units(place, plan, published)
+            if claimed - published:
+                entries += reader.refresh()
+        own = (_with_episodes(place, entry) for entry in entries if entry.plan == plan)
+        return claimed, held_episodes(own, plan)
 
     def work(self) -> None:
         """Copy all segments, oldest first, and delete each here when a listing shows it there.
