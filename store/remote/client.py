@@ -229,17 +229,17 @@ class RemotePlace:
                 yield data
 
     def _piece(self, store: object, key: str, start: int) -> tuple[bytes, int]:
-        if start == 0:
-            answer = _obstore().get(store, key)
-            size = answer.meta["size"]
-            if size <= CHUNK_BYTES:
-                return self._whole(key, bytes(answer.bytes()), size), size
-            del answer  # the rest of the body is not read
-        else:
-            size = _obstore().head(store, key)["size"]
-        end = min(start + CHUNK_BYTES, size)
-        data = bytes(_obstore().get_range(store, key, start=start, end=end))
-        return self._whole(key, data, end - start), size
+        """Return a piece of an object, and the size of the object."""
+        options = {"range": (start, start + CHUNK_BYTES)}
+        try:
+            answer = _obstore().get(store, key, options=options)
+            data, size = bytes(answer.bytes()), answer.meta["size"]
+        except _errors().BaseError as error:
+            # There is nothing there, because the object is empty or was replaced by a smaller one.
+            if "range" in str(error).lower() and self._size(store, key) <= start:
+                return b"", start
+            raise
+        return self._whole(key, data, min(CHUNK_BYTES, size - start)), size
 
     def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """Create or replace an object; `data` may be iterated again after a failure."""
@@ -307,7 +307,10 @@ class RemotePlace:
 
     def size(self, key: str) -> int:
         """Return the size of an object, also of one that listings do not show yet."""
-        return self._call(key, lambda store, key: int(_obstore().head(store, key)["size"]))
+        return self._call(key, self._size)
+
+    def _size(self, store: object, key: str) -> int:
+        return int(_obstore().head(store, key)["size"])
 
     def folders(self, prefix: str) -> list[str]:
         """Return the names directly below a prefix, sorted."""

@@ -285,14 +285,19 @@ class _Verified:
             self._copier.on_bytes(len(piece))
             digest.update(piece)
             size += len(piece)
+            if size > self._entry.size:
+                break  # it may be endless
             if last:
                 yield last
             last = piece
         if size != self._entry.size or digest.hexdigest() != self._entry.sha256:
+            found = f"{size} bytes with SHA-256 {digest.hexdigest():.12}"
+            if size > self._entry.size:
+                found = f"more than {self._entry.size} bytes"
             raise SegmentCorruptError(
-                f"{self._source.text}/{self._key} has {size} bytes with SHA-256 "
-                f"{digest.hexdigest():.12}, its manifest says {self._entry.size} bytes with "
-                f"{self._entry.sha256:.12}; audit the source with avtd3 replay-inspect --full"
+                f"{self._source.text}/{self._key} has {found}, its manifest says "
+                f"{self._entry.size} bytes with {self._entry.sha256:.12}; audit the source with "
+                "avtd3 replay-inspect --full"
             )
         yield last
 
