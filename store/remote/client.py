@@ -309,6 +309,11 @@ class RemotePlace:
         """Return the size of an object, also of one that listings do not show yet."""
         return self._call(key, self._size)
 
+    def put_time(self, key: str) -> float:
+        """Return when an object was put, in seconds of the store's clock."""
+        head = self._call(key, _obstore().head)
+        return float(head["last_modified"].timestamp())
+
     def _size(self, store: object, key: str) -> int:
         return int(_obstore().head(store, key)["size"])
 

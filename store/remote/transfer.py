@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from avtd3.store.dataset import Dataset, parse_spec
 from avtd3.store.errors import (
@@ -65,7 +65,7 @@ from avtd3.store.remote.commit import (
     segment_key,
 )
 from avtd3.store.remote.log import LogReader, logged_segments
-from avtd3.store.render.text import join_lines, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import make_directories, staged
 
@@ -109,9 +109,9 @@ class TransferProgress:
 
     def line(self) -> str:
         """Describe the progress in one line."""
-        rate = self.size_bytes / max(self.seconds, 1e-3) / 1e6
         what = f"{self.done} of {plural(self.total, self.noun, _plural(self.noun))}"
-        text = f"{what}, {self.size_bytes / 1e6:.1f} MB copied at {rate:.1f} MB/s"
+        rate = file_size(self.size_bytes / max(self.seconds, 1e-3))
+        text = f"{what}, {file_size(self.size_bytes)} copied at {rate}/s"
         return f"{text}; {self.waiting}" if self.waiting else text
 
 
@@ -148,9 +148,9 @@ class TransferReport:
         """Format the report for a terminal."""
         what = plural(self.copied, self.noun, _plural(self.noun))
         verb = "stopped early after copying" if self.stopped else "copied"
-        rate = self.size_bytes / max(self.seconds, 1e-3) / 1e6
+        rate = file_size(self.size_bytes / max(self.seconds, 1e-3))
         lines = [
-            f"{verb} {what} ({self.size_bytes / 1e6:.1f} MB, {rate:.1f} MB/s) from {self.source} "
+            f"{verb} {what} ({file_size(self.size_bytes)}, {rate}/s) from {self.source} "
             f"to {self.destination}; {self.present} were there",
             *([f"removed {plural(self.removed, 'segment')} there"] if self.removed else ()),
             *(f"not done: {problem}" for problem in self.problems),
@@ -623,32 +623,30 @@ def copy_policy(source: Place, destination: Place, sidecar: str) -> tuple[int, s
     return len(data) + len(about), ""
 
 
+class Latest(NamedTuple):
+    """What a ``LATEST.json`` says."""
+
+    version: int = -1
+    sidecar: str = ""
+    """File that describes the policy; any text."""
+    run: str = ""
+
+    @classmethod
+    def parse(cls, data: bytes | None) -> Self:
+        """Read one; the defaults if there is none, or another file."""
+        try:
+            found = parse_json(data or b"", LATEST)
+            sidecar = str(found["file"]).replace(".safetensors", ".json")
+            return cls(int(found["version"]), sidecar, str(found.get("run", "")))
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            return cls()
+
+
 def copy_latest(source: Place, destination: Place) -> None:
     """Let ``LATEST.json`` name the same policy as at the source, if it is there and newer."""
-    data, there = (_version(place) for place in (source, destination))
-    if data[0] > there[0] and read_if_any(destination, sidecar_of(data[1])) is not None:
-        destination.write(LATEST, data[1])
-
-
-def sidecar_of(latest: bytes) -> str:
-    """Return the name of the sidecar of the policy that a ``LATEST.json`` names, or any text."""
-    try:
-        return str(json.loads(latest)["file"]).replace(".safetensors", ".json")
-    except (KeyError, TypeError, ValueError):
-        return ""
-
-
-def run_of(latest: bytes) -> str:
-    """Return the id of the run of the policy that a ``LATEST.json`` names, or an empty text."""
-    try:
-        return str(json.loads(latest).get("run", ""))
-    except (AttributeError, ValueError):
-        return ""
-
-
-def _version(place: Place) -> tuple[int, bytes]:
-    try:
-        data = place.read(LATEST)
-        return int(json.loads(data)["version"]), data
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return -1, b""
+    data = read_if_any(source, LATEST)
+    latest, there = Latest.parse(data), Latest.parse(read_if_any(destination, LATEST))
+    if data is None or latest.version <= there.version:
+        return
+    if read_if_any(destination, latest.sidecar) is not None:
+        destination.write(LATEST, data)
