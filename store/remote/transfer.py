@@ -303,7 +303,7 @@ class _Verified:
 
     def _pieces(self) -> Iterator[bytes]:
         try:
-            yield from self._source.chunks(self._key)
+            yield from self._source.chunks(self._key, self._entry.size)
         except FileNotFoundError:
             raise SegmentNotFoundError(
                 f"{self._source.text}/{self._key} is missing; the segment was removed or is "

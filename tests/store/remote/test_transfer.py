@@ -246,7 +246,7 @@ def test_a_file_that_never_ends_is_refused_early(data, bucket, tmp_path, monkeyp
     transfer(data.path, bucket)
     read = []
 
-    def endless(self, key):
+    def endless(self, key, size):
         while True:
             read.append(key)
             yield b"x" * 100_000
