@@ -3,7 +3,7 @@
 A sampler combines four parts:
 
 * `SegmentTracker`: which segments the datasets have, and which of them are wanted.
-* `ReplayBackend`: where frames come from, `ReplayCache` or `DirectReplay`; see `choose_mode`.
+* `ReplayCache`, or its subclass `DirectReplay`: where frames come from; see `choose_mode`.
 * `TransitionIndex`: which transitions may be sampled, and their numbers.
 * `Draws` or `Priorities`: which numbers make the next batch.
 
@@ -36,15 +36,13 @@ from avtd3.store.errors import (
     install_command,
 )
 from avtd3.store.filters import NO_POLICY
-from avtd3.store.replay.backend import (
+from avtd3.store.replay.cache import (
     EpisodeSummary,
     FrameArray,
-    Key,
     LoadedSegment,
     Progress,
-    ReplayBackend,
+    ReplayCache,
 )
-from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.draws import (
@@ -62,7 +60,7 @@ from avtd3.store.replay.gather import (
     frame_buffers,
 )
 from avtd3.store.replay.native import native_problem
-from avtd3.store.replay.scratch import GIB, row_bytes
+from avtd3.store.replay.scratch import GIB, Key, row_bytes
 from avtd3.store.replay.shared import FRAMES, directory_name
 from avtd3.store.replay.tracker import RefreshReport, RefusedSegment, SegmentTracker
 from avtd3.store.segment import Segment
@@ -148,7 +146,7 @@ def _shared_bytes(directory: Path, spec: EpisodeSpec) -> int:
 
 def _open_backend(
     mode: ReplayMode, spec: EpisodeSpec, scratch: Path, config: ReplayConfig
-) -> tuple[ReplayBackend, ReplayMode]:
+) -> tuple[ReplayCache, ReplayMode]:
     """Return an empty backend, and the mode with what people should know about it."""
     labels, repeat = config.imitate_expert, config.action_repeat
     if mode.mode == "direct":
