@@ -22,7 +22,6 @@ from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.events import Event, check_events
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS, frames_array
-from avtd3.store.maps import publish_map
 from avtd3.store.seal import (
     EncodedFrames,
     EndedEpisode,
@@ -36,7 +35,7 @@ from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
 from avtd3.store.step import Observation, Step
 from avtd3.store.step_labels import StepLabels
-from avtd3.store.world_record import WorldRecord
+from avtd3.store.world_record import WorldRecord, publish_map
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

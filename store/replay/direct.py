@@ -23,7 +23,9 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import retry
 from avtd3.store.format.arrays import FrameShard
-from avtd3.store.format.batch_decode import (
+from avtd3.store.format.codec import ChainKind, decode
+from avtd3.store.format.manifest import corrupt, read_error
+from avtd3.store.format.shard import (
     SLACK_BYTES,
     PackedChunks,
     decode_blocks,
@@ -31,8 +33,6 @@ from avtd3.store.format.batch_decode import (
     find_blocks,
     room_bytes,
 )
-from avtd3.store.format.codec import ChainKind, decode
-from avtd3.store.format.manifest import corrupt, read_error
 from avtd3.store.replay.cache import Changes, Progress, ReplayCache
 from avtd3.store.replay.chunks import ChunkDecoder, ChunkPlan, ChunkTable, DecodePool
 from avtd3.store.replay.native import open_decoder
@@ -99,7 +99,7 @@ _KINDS: tuple[ChainKind, ...] = ("raw", "blosc")
 
 
 class JoinedDecoder:
-    """A `ChunkDecoder` of chunks of one frame, raw or LZ4; see `avtd3.store.format.batch_decode`.
+    """A `ChunkDecoder` of chunks of one frame, raw or LZ4; see `avtd3.store.format.shard`.
 
     It reads chunks while holding the GIL, and decodes them in all threads without it.
     """

@@ -17,9 +17,8 @@ from avtd3.store.errors import SegmentCorruptError, SpecError
 from avtd3.store.files import sha256
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.relabel import relabel
-from avtd3.store.maps import map_path, read_map
 from avtd3.store.replaced import episode_digests
-from avtd3.store.world_record import WorldRecord, record_columns
+from avtd3.store.world_record import WorldRecord, map_path, read_map, record_columns
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.maintenance.datasets import SPEC, fill, identity
 from avtd3.tests.store.segments import feed, make_episode, make_record

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.format.arrays import FrameShard
-from avtd3.store.format.batch_decode import (
+from avtd3.store.format.codec import CRC_BYTES, ChainKind, FrameCodec, decode, seal
+from avtd3.store.format.shard import (
     PackedChunks,
     decode_blocks,
     extents,
     find_blocks,
     room_bytes,
 )
-from avtd3.store.format.codec import CRC_BYTES, ChainKind, FrameCodec, decode, seal
 from avtd3.store.replay.chunks import MOST_THREADS, ChunkTable, DecodePool
 from avtd3.store.replay.direct import JoinedDecoder
 
