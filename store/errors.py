@@ -217,9 +217,7 @@ _READING = {
 def advice(error: OSError, *, reads: bool = False) -> str:
     """Return in one line what an error of the operating system means and what to do about it.
 
-    Args:
-        error: The error.
-        reads: Whether it came from reading rather than from writing.
+    `reads` says that it came from reading, not from writing.
     """
     code = error.errno or 0
     known = {**_ADVICE, **_READING} if reads else _ADVICE
@@ -228,12 +226,7 @@ def advice(error: OSError, *, reads: bool = False) -> str:
 
 
 def describe(error: BaseException, *, reads: bool = False) -> str:
-    """Return what an error says; one of the operating system says where and what to do about it.
-
-    Args:
-        error: The error.
-        reads: Whether it came from reading rather than from writing.
-    """
+    """Return what an error says; one of the operating system says where, and `advice`."""
     if not isinstance(error, OSError) or not isinstance(error.strerror, str):
         return str(error)
     if isinstance(error, Avtd3Error):  # its message is its strerror

@@ -104,11 +104,7 @@ class EventTable:
         )
 
     def problem(self, lengths: NDArray[np.int64]) -> str:
-        """Return what contradicts the episodes, as a sentence; empty if nothing does.
-
-        Args:
-            lengths: int64 (E,), steps of each episode of the segment.
-        """
+        """Return what contradicts episodes of these lengths, int64 (E,); empty if nothing does."""
         episode, step = self.episode, self.step
         outside = (episode < 0) | (episode >= len(lengths))
         if outside.any():

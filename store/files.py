@@ -79,12 +79,9 @@ def check_local(*paths: Path | str | None) -> None:
 
 
 def remote_url(path: Path | str | None) -> str | None:
-    """Return the URL of an object store that a path is, without a slash at its end.
+    """Return the URL of an object store without a slash at its end; None for a local path.
 
-    None for a path of this machine.
-
-    Raises:
-        ConfigError: It is another URL, or has a user name, a password or a query.
+    Raise ConfigError for any other URL, and for a user name, a password or a query in it.
     """
     if (url := _as_url(path)) is None:
         return None
@@ -217,10 +214,8 @@ def drop_cached(path: Path | str) -> None:
 def tree_stamp(path: Path | str) -> str:
     """Return a digest of the names, sizes, times and inodes of all files below a directory.
 
-    If it is the same as before, most likely no byte has changed. It costs no read.
-
-    Returns:
-        In hexadecimal; empty if the directory or something in it cannot be looked at.
+    If it is the same as before, most likely no byte has changed. It costs no read. It is empty if
+    the directory or something in it cannot be looked at.
     """
     lines, folders = [], [""]
     try:
@@ -401,9 +396,7 @@ def aside_of(path: Path) -> Path:
 def sweep_asides(directory: Path | str, older_than_s: float = DAY_S) -> None:
     """Delete the files of `aside_of` in a directory whose writer has ended, or that are old.
 
-    Args:
-        directory: The directory; what cannot be deleted in it stays.
-        older_than_s: Age in seconds of a file whose writer may still be running elsewhere.
+    What cannot be deleted stays.
     """
     me = Identity.current()
     with contextlib.suppress(OSError), os.scandir(directory) as entries:

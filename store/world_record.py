@@ -192,13 +192,7 @@ def _is_setup(setup: object) -> bool:
 def read_records(
     files: ArrayFiles, layouts: Mapping[str, ArrayLayout], lengths: Sequence[int]
 ) -> Iterator[WorldRecord | None]:
-    """Read the records of a segment's episodes; raise ValueError if they contradict the lengths.
-
-    Args:
-        files: The segment's files.
-        layouts: From `record_layouts`.
-        lengths: Steps of each episode.
-    """
+    """Read the records of episodes of these lengths; raise ValueError if they contradict them."""
     setups = read_setups(files, layouts, len(lengths))
     counts = [-1 if setup is None else len(setup["actors"]) for setup in setups]
     rows = [length + 1 for length in lengths]
@@ -255,9 +249,7 @@ def publish_map(dataset: Path, text: str) -> str:
 def read_map(dataset: Path, digest: str) -> str:
     """Read the text of a road network, and verify its digest.
 
-    Raises:
-        DatasetError: The dataset does not have it, or its bytes are damaged.
-        DatasetUnreadableError: It cannot be read now.
+    Raise DatasetError if it is missing or damaged, DatasetUnreadableError if it is unreadable now.
     """
     if not _MAP_DIGEST.fullmatch(digest):
         raise SpecError(f"{abbreviate(digest)} is not the digest of a map")

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -117,8 +116,7 @@ class StepChecker:
     def check_observation(self, observation: Observation, number: int) -> tuple[int, float]:
         """Raise if an observation is not uint8 (C, H, W) and finite float32 (V,).
 
-        Returns:
-            Frame number and simulated seconds; counted from ``number`` if they were not given.
+        Return its frame number and simulated seconds, counted from ``number`` if not given.
         """
         if not isinstance(observation, Observation):
             raise SpecError(
@@ -180,7 +178,8 @@ class PendingSegment:
     """
 
     def __init__(self, spec: EpisodeSpec, codec: FrameCodec, rows: int) -> None:
-        self._settings = codec
+        self.codec = codec
+        """The configured codec of the frames."""
         self.columns = StepColumns(spec, rows)
         self.ended: list[EndedEpisode] = []
         """The whole episodes."""
@@ -201,11 +200,6 @@ class PendingSegment:
         self._running_since = 0.0
         self._over_at = -1
         """Value of `steps` at which the running episode is over; -1 while it is not."""
-
-    @property
-    def codec(self) -> FrameCodec:
-        """The configured codec of the frames."""
-        return self._settings
 
     @property
     def running_steps(self) -> int:
@@ -695,10 +689,5 @@ class SegmentWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -65,11 +65,7 @@ def index_bytes(chunks: int) -> int:
 
 
 def parse_index(data: bytes, chunks: int, shard_bytes: int) -> NDArray[np.int64]:
-    """Check an index, the last `index_bytes` bytes of a shard of ``shard_bytes``.
-
-    Returns:
-        int64 (chunks, 2): begin and end of each chunk, all within the file.
-    """
+    """Check the index of a shard; return begin and end of each chunk in it, int64 (chunks, 2)."""
     entries = np.frombuffer(unseal(data), dtype="<u8").reshape(chunks, 2)
     if (entries == _MISSING).all(axis=1).any():
         raise ValueError("a chunk is missing from the shard")
@@ -249,10 +245,7 @@ def read_chunks(
     """Decode frames ``start`` to ``start + n`` of a shard into ``out``, contiguous (n, C, H, W).
 
     The file is read, not memory-mapped: truncating a mapped file would kill the process (SIGBUS),
-    and reading takes a tenth of the time of decoding.
-
-    Returns:
-        The checksums of the chunks that were read, see `joined_checksums`.
+    and reading takes a tenth of the time of decoding. Return the `joined_checksums` of the chunks.
     """
     frame_bytes = out[0].nbytes
     size, low = chunk_frames * frame_bytes, start * frame_bytes

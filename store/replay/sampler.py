@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode import Episode, SegmentReader
 from avtd3.store.errors import (
+    SEGMENT_ERRORS,
     ConfigError,
     NoSegmentsError,
     SegmentCorruptError,
     SegmentNotFoundError,
-    SegmentUnreadableError,
     install_command,
 )
 from avtd3.store.filters import NO_POLICY
@@ -166,9 +166,6 @@ def _open_backend(
 TAKE_S = 0.5
 """Minimum seconds between two updates of the index while segments are loaded in the background."""
 
-_BAD = (SegmentCorruptError, SegmentNotFoundError, SegmentUnreadableError)
-"""Errors of a segment that turns out to be damaged, removed or unreadable when it is sampled."""
-
 
 class Sampler:
     """Samples batches of transitions, or of sequences, from one or several datasets.
@@ -293,7 +290,7 @@ class Sampler:
                     raise self._tracker.empty_error()
                 try:
                     batch = self._next().gather()
-                except _BAD:
+                except SEGMENT_ERRORS:
                     self._refuse_damaged()
                     continue
                 self._sampled += 1
@@ -335,7 +332,7 @@ class Sampler:
                 block, number = self._sequence_draws.next()
                 try:
                     return self._sequences.batch(block[number, self._own_sequences])
-                except _BAD:
+                except SEGMENT_ERRORS:
                     self._refuse_damaged()
             if not self.steps:
                 raise self._tracker.empty_error()
