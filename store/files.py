@@ -72,9 +72,10 @@ def check_local(*paths: Path | str | None) -> None:
     """Raise `ConfigError` if a path is a URL: avtd3 would make a local directory of that name."""
     for path in paths:
         if (url := _as_url(path)) is not None:
+            shown = abbreviate(_hide_secrets(url))
             raise ConfigError(
-                f"{abbreviate(_hide_user(url))} is a URL, expected a path of this machine; mount "
-                "the storage, or copy it here (avtd3 pull URL DIRECTORY), and give that path"
+                f"{shown} is a URL, expected a path of this machine; mount the storage, or copy it "
+                "here (avtd3 pull URL DIRECTORY), and give that path"
             )
 
 
@@ -86,7 +87,7 @@ def remote_url(path: Path | str | None) -> str | None:
     if (url := _as_url(path)) is None:
         return None
     scheme, _, rest = url.partition("://")
-    shown, plain = abbreviate(_hide_user(url)), rest.rstrip("/")
+    shown, plain = abbreviate(_hide_secrets(url)), rest.rstrip("/")
     if scheme not in REMOTE_SCHEMES:
         check_local(path)
     if "@" in rest or "?" in rest or "#" in rest:
@@ -102,9 +103,10 @@ def remote_url(path: Path | str | None) -> str | None:
     return f"{scheme}://{plain}"
 
 
-def _hide_user(url: str) -> str:
-    """Hide what may be a password."""
-    return re.sub(r"//[^/@]*:[^/@]*@", "//[hidden]@", url)
+def _hide_secrets(url: str) -> str:
+    """Hide what may be a password, or a signature in the query."""
+    url = re.sub(r"//[^/]*:[^/]*@", "//[hidden]@", url)
+    return re.sub(r"\?.*", "?[hidden]", url, flags=re.DOTALL)
 
 
 @contextlib.contextmanager

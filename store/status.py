@@ -119,7 +119,8 @@ class Beat:
         for field in dataclasses.fields(cls):
             if field.name in document:
                 value = document[field.name]
-                if not _FITS[field.name](value):
+                is_unknown = value is None and field.default is None
+                if not (is_unknown or _FITS[field.name](value)):
                     raise ValueError(f"{field.name} is {abbreviate(value)}")
                 given[field.name] = tuple(value) if field.name == "alerts" else value
         if not {"role", "name"} <= given.keys():
@@ -133,11 +134,11 @@ class Beat:
 
 
 def _is_count(value: object) -> bool:
-    return value is None or (type(value) is int and 0 <= value < 2**63)
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _is_number(value: object) -> bool:
-    return value is None or (type(value) in (int, float) and 0.0 <= value < 1e18)  # type: ignore[operator]
+    return isinstance(value, int | float) and type(value) is not bool and 0.0 <= value < 1e18
 
 
 def _is_text(value: object) -> bool:
@@ -150,8 +151,7 @@ def _is_texts(value: object) -> bool:
 
 def _is_counts(value: object) -> bool:
     return isinstance(value, dict) and all(
-        _is_text(name) and type(count) is int and 0 <= count < 2**63
-        for name, count in value.items()
+        _is_text(name) and _is_count(count) for name, count in value.items()
     )
 
 
@@ -221,9 +221,9 @@ class Heartbeat:
         with self._lock:
             self._beat = dataclasses.replace(self._beat, **changes)
             self._progress_s = time.monotonic()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-            self._thread.start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         if not self._end.is_set():

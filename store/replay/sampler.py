@@ -475,8 +475,8 @@ class Sampler:
 
     @property
     def steps_by_collector(self) -> Mapping[str, int]:
-        """The published steps by the name of the collector in the segments' names."""
-        return self._tracker.published
+        """The published steps so far by the name of the collector in the segments' names."""
+        return dict(self._tracker.published)
 
     def segments_of(self, number: int) -> set[str]:
         """Return the names of the segments of a dataset that are sampled, or being loaded."""

@@ -1,6 +1,7 @@
 """Chunks decoded together are as each of them decoded by itself, whatever they hold."""
 
 import os
+import threading
 
 import numcodecs.blosc
 import numpy as np
@@ -330,3 +331,21 @@ def test_a_decode_pool_does_everything_once_and_reports_errors():
             crew.share(3, lambda thread, *_, bad=bad: 1 // (thread - bad))
     crew.close()
     crew.close()
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_decode_pool_waits_for_all_threads_before_it_reports_an_error(bad):
+    pool, done, may_end = DecodePool(3), [], threading.Event()
+
+    def work(thread, low, high):
+        if thread == bad:
+            threading.Timer(0.05, may_end.set).start()
+            raise ValueError("damaged")
+        if thread == 2:
+            may_end.wait(60.0)
+            done.append(thread)
+
+    with pytest.raises(ValueError, match="damaged"):
+        pool.share(3, work)
+    assert done == [2]
+    pool.close()
