@@ -189,7 +189,8 @@ class ExclusiveLock:
 
     Entering raises `InUseError` if another process, or another lock in this one, holds it, and
     `StorageError` if the file cannot be written. A file system without locks causes a warning, or
-    a `StorageError` if ``is_required``. ``purpose`` tells others what the holder does.
+    a `StorageError` if ``is_required``. ``purpose`` is what the holder does, for the message
+    to others.
     """
 
     def __init__(
