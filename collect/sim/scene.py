@@ -19,14 +19,9 @@ from avtd3.collect.maps.camera_mounting import FrontCamera, draw_mounting
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.weather import Weather, draw_weather
-from avtd3.collect.sim.camera import Camera, CameraConfig
-from avtd3.collect.sim.streams import (
-    FrontDrawer,
-    StreamCamera,
-    StreamDrawer,
-    open_drawer,
-    route_line,
-)
+from avtd3.collect.sim.boxes import CarPose, Shapes
+from avtd3.collect.sim.camera import CameraConfig
+from avtd3.collect.sim.streams import StreamCamera, StreamDrawer, open_drawer, route_line
 from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.maps import read_map
 from avtd3.store.spec import IMAGE
@@ -262,7 +257,10 @@ class SceneCameras:
     """Draws the frames of all streams of one scene after another; keeps cameras for later ones."""
 
     def __init__(self) -> None:
-        self._opened = functools.lru_cache(_CACHED_CAMERAS)(_open)
+        # Streams have drawers of their own, even if their settings are equal: each counts frames.
+        self._opened = functools.lru_cache(_CACHED_CAMERAS)(
+            lambda _name, config: open_drawer(config)
+        )
         self._drawers: dict[str, StreamDrawer] = {}
 
     def reset(self, scene: Scene, raster: Raster) -> None:
@@ -279,18 +277,10 @@ class SceneCameras:
             drawer.skip_to(frame)
 
     def draw(
-        self,
-        car: tuple[float, float, float],
-        poses: NDArray[np.int64],
-        shapes: Sequence[Sequence[float]],
-        numbers: Sequence[int],
+        self, car: CarPose, poses: NDArray[np.int64], shapes: Shapes, numbers: Sequence[int]
     ) -> dict[str, NDArray[np.uint8]]:
-        """Draw a frame uint8 (C, H, W) of each stream, see `StreamDrawer.draw`."""
+        """Draw a frame uint8 (C, H, W) of each stream, see `Camera.draw`."""
         return {n: each.draw(car, poses, shapes, numbers) for n, each in self._drawers.items()}
-
-
-def _open(name: str, config: CameraConfig) -> StreamDrawer:
-    return open_drawer(config) if isinstance(config, StreamCamera) else FrontDrawer(Camera(config))
 
 
 class SceneRenderer:

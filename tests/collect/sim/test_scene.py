@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from avtd3.collect.maps.scenarios import scenario
+from avtd3.collect.sim.boxes import visible_boxes
 from avtd3.collect.sim.camera import Camera, CameraConfig
 from avtd3.collect.sim.scene import (
     Scene,
@@ -17,7 +18,6 @@ from avtd3.collect.sim.scene import (
     SceneRenderer,
     pose_steps,
 )
-from avtd3.collect.sim.streams import visible_boxes
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, SpecError
 from avtd3.store.maps import publish_map
