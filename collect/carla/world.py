@@ -10,7 +10,6 @@ for each traffic manager. A child process is therefore replaced every `EPISODES_
 
 import contextlib
 import dataclasses
-import math
 import os
 import shlex
 import shutil
@@ -30,7 +29,7 @@ from avtd3.collect.carla.client_process import ClientProcess
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.packing import Packed, unpack
 from avtd3.collect.carla.scene import Recorded
-from avtd3.collect.driving.world import Surroundings, WorldFrame, WorldStart
+from avtd3.collect.driving.world import Surroundings, WorldFrame, WorldStart, action_values
 from avtd3.collect.maps.scenarios import Scenario
 from avtd3.store.errors import Avtd3Error, WorldError, WorldLost
 from avtd3.store.world_record import WorldRecord
@@ -294,12 +293,7 @@ class CarlaWorld:
 
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
         """Drive for one control period; see `World.step`."""
-        values = action.tolist()
-        if len(values) != 2 or not all(map(math.isfinite, values)):
-            raise WorldError(
-                f"action is {values}, expected two finite numbers (steer, throttle or brake); "
-                "check the driver"
-            )
+        values = action_values(action)
         with self._ending_lost_child():
             packed: Packed
             packed, row = self._current().ask("step", *values, limit_s=self.config.step_timeout_s)
