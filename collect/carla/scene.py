@@ -27,10 +27,11 @@ from avtd3.collect.sim.scene import (
     RANDOM_KEYS,
     SceneChanges,
     parse_route,
+    reading_setup,
     stored_generator,
 )
 from avtd3.collect.sim.streams import FROM_ABOVE, BirdsEye, StreamCamera, route_line
-from avtd3.store.errors import ConfigError, SpecError, WorldError, WorldLost, abbreviate
+from avtd3.store.errors import WorldError, WorldLost, abbreviate
 from avtd3.store.maps import read_map
 from avtd3.store.spec import IMAGE
 from avtd3.store.world_record import MAX_ACTORS, POSITION_STEPS_PER_M, WorldRecord
@@ -43,6 +44,7 @@ PIXEL_M = 0.1
 """Side of a pixel of the painted ground."""
 MOST_BODIES, MOST_LIGHTS = 400, MAX_ACTORS - 801
 """Most vehicles and walkers, and most traffic lights, that are recorded."""
+_MOST_VALUE = 1e38
 AWAY_M = 1e7
 """Where actors are that are nowhere."""
 _SEEN_M = 1e4
@@ -166,7 +168,7 @@ class CarlaScene(NamedTuple):
     @classmethod
     def parse(cls, setup: Mapping[str, Any]) -> "CarlaScene":
         """Read the setup of a record; raise SpecError if this version cannot draw it."""
-        try:
+        with reading_setup():
             actors, weather = setup["actors"], setup["weather"]
             scene = cls(
                 map=str(setup["map"]),
@@ -184,11 +186,6 @@ class CarlaScene(NamedTuple):
             )
             _check(scene, actors)
             stored_generator(scene.random)
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-            raise SpecError(
-                f"the state cannot be drawn ({error}); it was stored by another version of avtd3, "
-                "expected the setup that docs/format.md describes"
-            ) from error
         return scene
 
     def changed(self, changes: SceneChanges, seed: int) -> "CarlaScene":
@@ -233,9 +230,9 @@ def _check(scene: CarlaScene, actors: object) -> None:
             raise ValueError(f"{abbreviate(texts)} is no blueprint and colour")
         if not all(isinstance(number, int | float) and abs(number) < 1e3 for number in numbers):
             raise ValueError(f"{abbreviate(numbers)} is no box")
-    values = scene.weather.values.items()
-    if not all(isinstance(n, str) and isinstance(value, int | float) for n, value in values):
-        raise ValueError("the weather has a value that is no number")
+    values = scene.weather.values.values()
+    if not all(isinstance(value, int | float) and abs(value) < _MOST_VALUE for value in values):
+        raise ValueError("the weather has a value that is no number of single precision")
     if not 0.01 <= scene.period_s <= 0.5 or any(len(at) != 3 for at in scene.lights):
         raise ValueError("its period or a traffic light is impossible")
 

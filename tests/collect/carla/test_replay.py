@@ -233,8 +233,10 @@ def test_the_origin_of_an_actor_is_behind_its_middle():
     ("key", "value"),
     [
         ("period_s", 9.0),
+        ("period_s", 10**400),
         ("car", {"kind": "vehicle.a"}),
         ("weather", {"name": "x", "values": {"cloudiness": "much"}, "has_lamps": True}),
+        ("weather", {"name": "x", "values": {"cloudiness": 1e300}, "has_lamps": True}),
         ("actors", [{"tilt_of": 0}]),
         ("camera", {"height": -1}),
         ("route", [[1]]),
