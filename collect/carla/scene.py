@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.carla.client_process import ClientProcess
+from avtd3.collect.carla.client_process import ClientProcess, PackedPictures, unpack_pictures
 from avtd3.collect.carla.config import CarlaCamera, CarlaConfig
-from avtd3.collect.carla.packing import PackedPictures, unpack_pictures
 from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting, draw_mounting
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.raster import Raster
@@ -31,7 +30,7 @@ from avtd3.collect.sim.scene import (
     stored_generator,
 )
 from avtd3.collect.sim.streams import FROM_ABOVE, BirdsEye, StreamCamera, route_line
-from avtd3.store.errors import WorldError, WorldLost, abbreviate
+from avtd3.store.errors import WorldLost, abbreviate
 from avtd3.store.maps import read_map
 from avtd3.store.spec import IMAGE
 from avtd3.store.world_record import MAX_ACTORS, POSITION_STEPS_PER_M, WorldRecord
@@ -275,10 +274,8 @@ class CarlaRenderer:
     """
 
     def __init__(self, dataset: Path, config: CarlaConfig, port: int) -> None:
-        self._dataset, self._config, self._port = dataset, config, port
+        self._dataset, self._client = dataset, ClientProcess(config, port, "replay")
         self._raster = functools.lru_cache(_CACHED_MAPS)(self._paint)
-        self._child: ClientProcess | None = None
-        self._found: dict[str, Any] | None = None
 
     def _paint(self, digest: str) -> Raster:
         text = read_map(self._dataset, digest)
@@ -315,7 +312,7 @@ class CarlaRenderer:
                     yield pictures
                     done, lost = done + 1, 0
             except WorldLost:
-                self._end_child()
+                self._client.end()
                 lost += 1
                 if lost == _TRIES:
                     raise
@@ -323,28 +320,13 @@ class CarlaRenderer:
     def _shown(
         self, scene: CarlaScene, record: WorldRecord, first: int
     ) -> Iterator[dict[str, NDArray[np.uint8]]]:
-        child, rows = self._connected(), [*zip(record.ego, record.actors, strict=True)][first:]
-        text, begun = read_map(self._dataset, scene.map), rows[0]
-        child.ask("begin", scene.setup(), text, *begun)
+        client, rows = self._client, [*zip(record.ego, record.actors, strict=True)][first:]
+        client.connect()
+        client.ask("begin", scene.setup(), read_map(self._dataset, scene.map), *rows[0])
         for row in rows:
-            packed: PackedPictures = child.ask("show", *row, limit_s=self._config.step_timeout_s)
+            packed: PackedPictures = client.ask("show", *row, limit_s=client.config.step_timeout_s)
             yield unpack_pictures(packed)
-
-    def _connected(self) -> ClientProcess:
-        if self._child is None:
-            self._child = ClientProcess(self._config, self._port, "replay")
-            try:
-                self._found = self._child.open(self._found)
-            except WorldError:
-                self._end_child()
-                raise
-        return self._child
-
-    def _end_child(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.end(2.0 * self._config.timeout_s + self._config.step_timeout_s)
 
     def close(self) -> None:
         """Remove our actors and restore the server's settings; safe to call twice."""
-        self._end_child()
+        self._client.end()
