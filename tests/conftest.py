@@ -1,4 +1,4 @@
-"""What all tests share: one thread for torch, no limit of time for an example, the command line in a
+"""What all tests share: one thread for torch, no time limit of an example, the command line in a
 test's process, a bucket, and a browser."""
 
 import itertools
