@@ -193,9 +193,9 @@ class Role:
         return False
 
     def kill(self) -> None:
-        """Kill the command, or one of its workers, at once."""
+        """Kill the command, or one of its workers, at once; the command itself first."""
         assert self._group is not None
-        members = group_members(self._group.pid)
+        members = group_members(self._group.pid) if self.kills else []
         victim = self._soak.random.choice(members) if members else self._group.pid
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
