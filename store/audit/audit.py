@@ -53,7 +53,7 @@ from avtd3.store.errors import (
     SegmentNotFoundError,
     UnreachableError,
     advice,
-    check_integers,
+    check_settings,
     describe,
 )
 from avtd3.store.files import (
@@ -107,16 +107,15 @@ class AuditConfig:
     cluster's workers."""
 
     def __post_init__(self) -> None:
-        check_integers(self, "audit.")
-        for name, is_valid, allowed in (
+        check_settings(
+            self,
+            "audit.",
             ("sample", 0.0 < self.sample <= 1.0, "above 0 and at most 1"),
             ("gamma", 0.0 <= self.gamma < 1.0, "0 or more and below 1"),
             ("max_findings_per_check", self.max_findings_per_check >= 1, "1 or more"),
             ("scheduler", bool(self.scheduler), "threads, sync or an address"),
             ("workers", self.workers >= 0, "0 or more"),
-        ):
-            if not is_valid:
-                raise ConfigError(f"audit.{name} is {getattr(self, name)!r}, expected {allowed}")
+        )
 
     @property
     def is_cluster(self) -> bool:
@@ -198,18 +197,13 @@ def audit(
     start = time.perf_counter()
     aggregate, run = _Aggregate(config, windows), _run_on_cluster if config.is_cluster else _run
     tasks, is_planned = aggregate.plan_all(paths, should_stop)
-    done = 0
 
-    def take(results: Sequence[SegmentAudit | str], state: str = "") -> None:
-        nonlocal done
-        for result in results:
-            aggregate.add(result)
-        done += len(results)
+    def show(state: str) -> None:
         if on_progress is not None:
             on_progress(aggregate.progress(len(tasks), state))
 
-    run(tasks, config, should_stop, take)
-    is_complete = is_planned and done == len(tasks)
+    run(tasks, config, should_stop, aggregate.add, show)
+    is_complete = is_planned and aggregate.done == len(tasks)
     return aggregate.report(seconds=time.perf_counter() - start, complete=is_complete)
 
 
@@ -299,10 +293,9 @@ def _keep(task: SegmentTask, reason: str) -> KeptSegment:
 
 def _audit_again(task: SegmentTask) -> SegmentAudit:
     """Audit a segment with bytes that come from the disk, as far as the system allows."""
-    path = Path(task.dataset) / "segments" / task.segment_id
     with contextlib.suppress(OSError):
-        for name in list_files(path):
-            drop_cached(path / name)
+        for name in list_files(task.path):
+            drop_cached(task.path / name)
     return audit_segment(dataclasses.replace(task, verified=""))
 
 
@@ -332,7 +325,8 @@ class _Aggregate:
         self._plans: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
         self._places: list[tuple[str, str]] = []
         self._not_copied: list[str] = []
-        self._done = 0
+        self.done = 0
+        """Segments whose results were added."""
 
     def plan_all(
         self, paths: Sequence[Path | str], should_stop: Callable[[], bool]
@@ -410,12 +404,11 @@ class _Aggregate:
 
     def add(self, result: SegmentAudit | str) -> None:
         """Add the result of one segment, or why it cannot be copied from its URL."""
-        self._done += 1
+        self.done += 1
         if isinstance(result, str):
             self._not_copied.append(result)
             return
-        dataset, segment_id = result.task.dataset, result.task.segment_id
-        contents = result.contents
+        dataset, segment_id, contents = result.task.dataset, result.task.segment_id, result.contents
         self._log.merge(result.log)
         if result.log.count("error"):
             self._damaged.append(result.task)
@@ -425,15 +418,17 @@ class _Aggregate:
             self._stamps.setdefault(dataset, {})[segment_id] = result.stamp
         if contents.windows:
             pairs = zip(self._windows, contents.windows, strict=True)
-            self._windows = tuple(known.merge(more) for known, more in pairs)
-        self._datasets[dataset] = self._datasets[dataset].including(contents.summary)
+            self._windows = tuple(one.merge(more) for one, more in pairs)
+        known = self._datasets[dataset]
+        merged = known.summary.merge(contents.summary)
+        self._datasets[dataset] = dataclasses.replace(known, summary=merged)
         if contents.summary.rewards.count >= FEW_STEPS:
             self._rewards.setdefault(dataset, {})[segment_id] = contents.summary.rewards
         if result.manifest_digest:
             self._compare_ids(dataset, segment_id, result.manifest_digest)
         if result.plan and contents.plan_index.size:
-            known = self._plans.setdefault(result.plan, [])
-            known.append((len(self._places), contents.plan_index))
+            parts = self._plans.setdefault(result.plan, [])
+            parts.append((len(self._places), contents.plan_index))
             self._places.append((dataset, segment_id))
 
     def _compare_ids(self, dataset: str, segment_id: str, digest: str) -> None:
@@ -447,7 +442,7 @@ class _Aggregate:
     def progress(self, total: int, cluster: str = "") -> AuditProgress:
         """Return the progress of an audit of ``total`` segments."""
         return AuditProgress(
-            segments_done=self._done,
+            segments_done=self.done,
             segments_total=total,
             steps=sum(dataset.summary.steps for dataset in self._datasets.values()),
             errors=self._log.count("error"),
@@ -460,7 +455,7 @@ class _Aggregate:
         for path, (cache, names) in self._caches.items():
             cache.save(self._stamps.get(path, {}), names)
         self._check_plans(gaps=complete and self._config.sample == 1.0)
-        for (path, segment_id, _), fault in self._duplicates.faults():
+        for (path, segment_id), fault in self._duplicates.faults():
             self._log.add(fault, dataset=path, segment=segment_id)
         total = Summary()
         for dataset in self._datasets.values():
@@ -599,15 +594,18 @@ def _scale_faults(rewards: Mapping[str, Moments]) -> Iterator[tuple[str, Fault]]
         running = running.merge(own)
 
 
-_Take: TypeAlias = Callable[..., None]
-"""``(results, state="")``: takes results of segments in their order."""
+_Add: TypeAlias = Callable[[SegmentAudit | str], None]
+"""Adds the result of a segment, in the order of the segments."""
+_Show: TypeAlias = Callable[[str], None]
+"""Shows the progress, and what a cluster does."""
 
 
 def _run(
     tasks: Sequence[SegmentTask],
     config: AuditConfig,
     should_stop: Callable[[], bool],
-    take: _Take,
+    add: _Add,
+    show: _Show,
 ) -> None:
     """Audit segments on threads, or in this thread."""
     from dask.base import compute
@@ -623,29 +621,32 @@ def _run(
             return
         group = [delayed(audit_segment, pure=False)(task) for task in tasks[first : first + size]]
         for result in compute(*group, **options):  # type: ignore[no-untyped-call]  # as dask ships it
-            take([result])
+            add(result)
+            show("")
 
 
 def _run_on_cluster(
     tasks: Sequence[SegmentTask],
     config: AuditConfig,
     should_stop: Callable[[], bool],
-    take: _Take,
+    add: _Add,
+    show: _Show,
 ) -> None:
     """Audit segments on the workers of a Dask cluster."""
     name, number = f"avtd3-audit-{secrets.token_hex(8)}", 0
-    units = ((f"{name}-{each}", (each, task)) for each, task in enumerate(map(_shared, tasks)))
+    places = (remote_url(task.dataset) or str(Path(task.dataset).absolute()) for task in tasks)
+    jobs = zip(itertools.count(), tasks, places, strict=False)
+    units = ((f"{name}-{job[0]}", job) for job in jobs)
     early: dict[int, SegmentAudit | str] = {}
 
     def on_results(found: list[tuple[int, SegmentAudit | str]], state: str) -> None:
         nonlocal number
         early.update(found)
         found.clear()  # results are large
-        results = []
         while number in early:
-            results.append(early.pop(number))
+            add(early.pop(number))
             number += 1
-        take(results, state)
+        show(state)
 
     with connect(config.scheduler, "audit.scheduler") as client:
         cluster = Cluster(client, config.scheduler, most=config.workers)
@@ -654,25 +655,30 @@ def _run_on_cluster(
         raise UnreachableError(f"the audit is not complete, because {lost[0]}")
 
 
-def _shared(task: SegmentTask) -> tuple[SegmentTask, str]:
-    """Return a task and where its dataset is, for a process in another working directory."""
-    return task, remote_url(task.dataset) or str(Path(task.dataset).absolute())
-
-
 def _audit_unit(
-    job: tuple[int, tuple[SegmentTask, str]], context: WorkerContext
+    job: tuple[int, SegmentTask, str], context: WorkerContext
 ) -> tuple[int, SegmentAudit | str]:
     """Audit a segment in a worker of a Dask cluster; return its number, and the result."""
-    number, (task, place) = job
+    number, task, place = job
     if (url := remote_url(place)) is None:
         if not is_directory(Path(place)):
             raise ConfigError(
                 f"there is no dataset {place}; --scheduler needs a URL, or a directory that all "
                 "workers see under the same path"
             )
-        return number, audit_segment(task, Path(place))
+        return number, _audit_at(place, task)
     try:
         with fetched_segment(url, task.segment_id, context.note) as path:
-            return number, audit_segment(task, path)
+            return number, _audit_at(str(path), task)
     except (SegmentCorruptError, SegmentNotFoundError, FormatVersionError) as error:
         return number, str(error)
+
+
+def _audit_at(place: str, task: SegmentTask) -> SegmentAudit:
+    """Audit a segment of which a process finds the dataset at another place than its task says."""
+    result = audit_segment(dataclasses.replace(task, dataset=place))
+    for kept in result.log.kept.values():
+        for number, found in enumerate(kept):
+            message = found.message.replace(place, task.dataset)
+            kept[number] = dataclasses.replace(found, dataset=task.dataset, message=message)
+    return dataclasses.replace(result, task=task)

@@ -488,7 +488,7 @@ def test_an_audit_of_a_url_survives_killed_workers_and_ends_on_ctrl_c(
         [*command, "--scheduler", cluster.address, "--set", "audit.workers=1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    shown = next(line for line in client.stderr if "segments" in line)
+    shown = next(line for line in client.stderr or () if "segments" in line)
     client.send_signal(signal.SIGINT)
     output, errors = client.communicate(timeout=LIMIT_S)
     assert "Traceback" not in shown + errors

@@ -7,18 +7,19 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from avtd3.store.audit import audit as audit_module
+from avtd3.store import cluster
 from avtd3.store.audit.audit import AuditConfig, audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError, UnreachableError
 from avtd3.store.format.codec import seal
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maps import stored_maps
 from avtd3.store.remote import client, transfer
 from avtd3.store.remote.client import open_place
+from avtd3.store.world_record import stored_maps
 from avtd3.tests.store.audit.test_audit import reseal
 from avtd3.tests.store.remote.datasets import add, make
 
@@ -32,8 +33,8 @@ def scheduler():
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None,
         protocol="tcp", host="127.0.0.1",
-    ) as cluster:  # fmt: skip
-        yield cluster.scheduler_address
+    ) as found:  # fmt: skip
+        yield found.scheduler_address
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_the_command_names_the_url_and_what_could_not_be_copied(
 def test_an_audit_that_is_stopped_covers_the_first_segments(bucket, scheduler, scratch, tmp_path):
     data = make(tmp_path / "data", [(2,)] * 7)
     transfer.transfer(data.path, bucket)
-    seen = []
+    seen: list[Any] = []
     report = audit(
         [bucket], AuditConfig(scheduler=scheduler, workers=1), on_progress=seen.append,
         should_stop=lambda: bool(seen) and seen[-1].segments_done >= 3,
@@ -144,14 +145,13 @@ def test_workers_that_cannot_reach_the_url_are_one_error(
 ):
     data = make(tmp_path / "data", [(2,)])
     transfer.transfer(data.path, bucket)
-    fetch = audit_module.fetched_segment
-    lines = []
+    fetch, lines = cluster.fetched_segment, []
 
     def unreachable(url, name, on_wait):
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         return fetch(url, name, on_wait)
 
-    monkeypatch.setattr(audit_module, "fetched_segment", unreachable)
+    monkeypatch.setattr("avtd3.store.audit.audit.fetched_segment", unreachable)
     monkeypatch.setattr(client, "PATIENCE_S", 0.5)
     config = AuditConfig(scheduler=scheduler)
     says = rf"not complete, because unit \S+ was given up: on the worker tcp://.*{bucket}"
@@ -169,7 +169,7 @@ def test_workers_without_credentials_are_one_error(
     def refuse(url, name, on_wait):
         raise ConfigError(f"{url}: found no credentials")
 
-    monkeypatch.setattr(audit_module, "fetched_segment", refuse)
+    monkeypatch.setattr("avtd3.store.audit.audit.fetched_segment", refuse)
     with pytest.raises(ConfigError, match=f"on the worker tcp://.*{bucket}: found no credentials"):
         audit([bucket], AuditConfig(scheduler=scheduler))
 
@@ -191,6 +191,6 @@ def test_a_directory_that_the_workers_do_not_see_is_an_error(scheduler, tmp_path
     monkeypatch.chdir(tmp_path)
     relative = audit([Path("data")], AuditConfig(scheduler=scheduler))
     assert (relative.total.segments, relative.datasets[0].path) == (1, "data")
-    monkeypatch.setattr(audit_module, "is_directory", lambda path: path.name != "data")
+    monkeypatch.setattr("avtd3.store.audit.audit.is_directory", lambda path: path.name != "data")
     with pytest.raises(ConfigError, match="a directory that all workers see under the same path"):
         audit([Path("data")], AuditConfig(scheduler=scheduler))
