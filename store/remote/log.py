@@ -303,8 +303,8 @@ def summarise_days(place: RemotePlace, now_s: float) -> list[str]:
     """Summarise the days that have passed a day ago or longer and have no summary; return them.
 
     Any process may do so at any time. The name of a summary has the day's steps. If this machine's
-    clock is ahead, the time at which the newest entry was put counts, by the clock of the store: a
-    day that goes on must not be summarised.
+    clock is ahead, the time at which the newest entry was put counts, which the store says: a day
+    that has not ended must not be summarised.
     """
     done = _days(place)
     after = f"{LOG}/{max(done)}{_NIGHT}" if done else ""

@@ -82,7 +82,7 @@ def test_what_is_no_entry_is_ignored(place, content):
     summarise_days(place, NOON_S + 9 * DAY_S)
 
 
-def test_a_wrong_clock_summarises_no_day_that_goes_on(place):
+def test_a_wrong_clock_summarises_no_day_that_has_not_ended(place):
     now = time.time()
     for age_s in (5 * DAY_S, 0.0):
         add_entry(place, entry(f"age-{age_s:g}", now - age_s))
