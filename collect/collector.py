@@ -254,8 +254,7 @@ class Collector:
         for index in self._share.indices():
             # Try again until it is driven or skipped: a lost world may be back.
             while not self._is_over():
-                self._check_disk()
-                if self._has_room() and self._try_episode(index):
+                if self._wait(self._lack_of_room) and self._try_episode(index):
                     break
             else:
                 return
@@ -270,6 +269,8 @@ class Collector:
         try:
             self._collect_episode(index)
         except CheckpointError as error:
+            if self._pool.policy is None:  # it is about a policy that a user's world has loaded
+                raise
             self._pool.reject(str(error))
             self._note(warning=str(error))
             return self._tally.episodes > ended
@@ -287,34 +288,38 @@ class Collector:
             self._note(skipped=(*self._tally.skipped, skipped))
         return True
 
-    def _check_disk(self) -> None:
-        free = shutil.disk_usage(self._job.dataset).free
-        least = self._config.min_free_mb * 1_000_000
+    def _wait(self, reason: Callable[[], str]) -> bool:
+        """Wait as long as there is a reason to; return False if stopped while waiting."""
+        while waiting := reason():
+            self._note(waiting=waiting)
+            self._report_if_due()
+            if self._should_stop():
+                return False
+            time.sleep(POLICY_PERIOD_S)
+        self._note(waiting="")
+        return True
+
+    def _lack_of_room(self) -> str:
+        """Return why the spool has no room for an episode, or nothing; raise if the disk has none.
+
+        While the spool is full, publish what is complete.
+        """
+        path = self._job.dataset
+        free, least = shutil.disk_usage(path).free, self._config.min_free_mb * 1_000_000
         if free < least:
             raise StorageError(
-                f"{self._job.dataset} has {free / 1e6:.0f} MB free, less than {least / 1e6:.0f} MB "
+                f"{path} has {free / 1e6:.0f} MB free, less than {least / 1e6:.0f} MB "
                 "(collect.min_free_mb); free some space, then continue with --resume"
             )
-
-    def _has_room(self) -> bool:
-        """Return whether the spool has room; if not, wait for a moment."""
-        if self._job.spool_bytes is None:
-            return True
-        if (size := self._spool_size.measure()) < self._job.spool_bytes:
-            self._note(waiting="")
-            return True
+        most = self._job.spool_bytes
+        if most is None or (size := self._spool_size.measure()) < most:
+            return ""
         self._count_segment(self._writer.flush())
-        self._note(
-            waiting=f"waiting for uploads: {size} bytes are in {self._job.dataset} "
-            "(collect.spool_bytes)"
-        )
-        self._report_if_due()
-        time.sleep(POLICY_PERIOD_S)
-        return False
+        return f"waiting for uploads: {size} bytes are in {path} (collect.spool_bytes)"
 
     def _collect_episode(self, index: int) -> None:
         share, lead = self._share, self._config.lead
-        if not self._wait_until_seen():
+        if not self._wait(self._unseen_steps):
             return  # stopped while waiting
         seed = training_seed(self._config.seed, index)
         rng = episode_generator(seed)
@@ -335,43 +340,38 @@ class Collector:
             driver = self._labelled = LabelledDriver(driver, self._teacher)
         self._drive(rollout.drive(driver, spec.name, rng, most))
 
-    def _wait_until_seen(self) -> bool:
-        """Wait while a running learner is behind; return False if stopped while waiting."""
+    def _unseen_steps(self) -> str:
+        """Return why to wait for a running learner, or nothing."""
         most = self._config.lead.max_unseen
         if self._learner is None or most is None:
-            return True
-        while (unseen := self._learner.unseen(self._published_steps)) > most:
-            self._note(
-                waiting=f"waiting for the learner: it has not seen {unseen} published steps "
-                f"(max_unseen {most})"
-            )
-            self._report_if_due()
-            if self._should_stop():
-                return False
-            time.sleep(POLICY_PERIOD_S)
-        self._note(waiting="")
-        return True
+            return ""
+        if (unseen := self._learner.unseen(self._published_steps)) <= most:
+            return ""
+        unseen_steps = f"it has not seen {unseen} published steps (max_unseen {most})"
+        return f"waiting for the learner: {unseen_steps}"
 
     def _load_policy(self, steps: int) -> bool:
         """Wait for a policy that is new enough; return False if stopped while waiting."""
-        while True:
+
+        def reason() -> str:
             policy = self._pool.poll()
             if policy is None:
                 waiting = f"waiting for the first policy in {self._job.policies_text}"
             elif behind := self._config.lead.waits_for(steps, policy.updates):
                 waiting = f"waiting for the learner of {self._job.policies_text}: {behind}"
             else:
-                break
+                return ""
             if self._job.unit is None:
                 # The learner may wait for this data: publish it before waiting.
                 self._count_segment(self._writer.flush())
-            self._note(waiting=waiting)
-            self._report_if_due()
-            if self._should_stop():
-                return False
-            time.sleep(POLICY_PERIOD_S)
+            return waiting
+
+        if not self._wait(reason):
+            return False
+        policy = self._pool.policy
+        assert policy is not None, "otherwise there is a reason to wait"
         known = {"policy_version": policy.version, "action_limit": policy.action_limit}
-        self._note(waiting="", warning=self._pool.warning or self._tally.warning, **known)
+        self._note(warning=self._pool.warning or self._tally.warning, **known)
         return True
 
     def _begin_episode(self, rollout: Rollout, spec: DriverSpec, index: int) -> None:
@@ -557,12 +557,11 @@ class _Collection:
 
     def run(self, *, resume: bool, scheduler: str | None) -> CollectReport:
         """Collect what the dataset lacks of the plan."""
-        config, amount, places = self._config, self._amount, self._places
+        places = self._places
         with contextlib.ExitStack() as stack:
             cluster = stack.enter_context(open_cluster(scheduler)) if scheduler else None
-            workers = config.worker_count if cluster is None else 1
-            job = self._job(workers)
-            opened = _open_dataset(job, places, cluster, should_stop=self._is_over, show=self._show)
+            job = self._job(is_cluster=cluster is not None)
+            opened = self._open_dataset(job, cluster)
             places.start(pulls=cluster is None)
             stack.enter_context(lock_plan(opened, self._digest))
             # First: this may publish segments.
@@ -572,14 +571,17 @@ class _Collection:
             if held and not resume:
                 raise ConfigError(
                     f"dataset {places.text} already has {len(held)} episodes of this plan (seed "
-                    f"{config.seed}); use --resume to continue it, or another --seed for new "
+                    f"{self._config.seed}); use --resume to continue it, or another --seed for new "
                     "episodes"
                 )
             changes = self._record_plan(opened.path, held_steps, resume=resume)
             opened.clean_staging()
             share = dataclasses.replace(job.share, held=frozenset(held), held_steps=held_steps)
             job = dataclasses.replace(job, share=share)
-            tallies, lost = self._collect(cluster, job, claimed)
+            if cluster is None:
+                tallies, lost = self._collect_here(job)
+            else:
+                tallies, lost = self._collect_units(cluster, job, claimed)
             tally = Tally.total(tallies)
             # Count what is there: a worker that died has not reported its last steps.
             if lost or cluster is not None:
@@ -592,35 +594,83 @@ class _Collection:
             dataset=places.text,
             tally=tally,
             seconds=time.monotonic() - self._started_s,
-            workers=workers if cluster is None else cluster.workers,
+            workers=share.workers if cluster is None else cluster.workers,
             held_steps=held_steps,
             interrupted=self._should_stop(),
             plan_digest=self._digest,
             changes=tuple(changes),
-            missing=amount.missing(held, tally.steps, tally.episodes),
+            missing=self._amount.missing(held, tally.steps, tally.episodes),
         )
 
-    def _job(self, workers: int) -> CollectJob:
-        places = self._places
-        share = Share(amount=self._amount, held=frozenset(), held_steps=0, workers=workers)
+    def _job(self, *, is_cluster: bool) -> CollectJob:
+        config, places = self._config, self._places
+        text, policies = places.text, places.policies_text
+        if is_cluster:  # its workers have other working directories
+            text, policies = _absolute(text), policies and _absolute(policies)
+        workers = 1 if is_cluster else config.worker_count
         return CollectJob(
             places.dataset,
-            self._config,
-            share,
+            config,
+            Share(amount=self._amount, held=frozenset(), held_steps=0, workers=workers),
             places.policies,
             self._open_world,
-            spool_bytes=places.spool_bytes,
-            policies_text=places.policies_text,
-            dataset_text=places.text,
+            spool_bytes=None if is_cluster else places.spool_bytes,
+            policies_text=policies,
+            dataset_text=text,
         )
 
-    def _collect(
-        self, cluster: Cluster | None, job: CollectJob, claimed: Collection[int]
-    ) -> tuple[list[Tally | None], list[str]]:
-        is_over, show = self._is_over, self._show
+    def _open_dataset(self, job: CollectJob, cluster: Cluster | None) -> Dataset:
+        """Create the dataset unless it exists, with a world, which knows the spec."""
+        places = self._places
         if cluster is None:
-            return _collect_here(job, should_stop=is_over, show=show)
-        return _collect_units(cluster, job, claimed, should_stop=is_over, show=show)
+            with open_environment(job.config, job.open_world) as environment:
+                return _create(places, job.config, environment)
+        created, lost = cluster.run(
+            _create_dataset,
+            [(f"avtd3-create-{secrets.token_hex(8)}", job)],
+            should_stop=self._is_over,
+            on_results=lambda _, state: self._show([Tally(waiting=state)]),
+        )
+        if not created:
+            stopped = f"stopped before a worker could open {places.text}"
+            raise WorldError("; ".join(lost) or stopped)
+        return places.open_created()
+
+    def _collect_here(self, job: CollectJob) -> tuple[list[Tally | None], list[str]]:
+        """Collect the plan in this process, or in some that it starts."""
+        shares = (dataclasses.replace(job.share, worker=n) for n in range(job.share.workers))
+        jobs = [dataclasses.replace(job, share=share) for share in shares]
+        return run_jobs(run_job, jobs, should_stop=self._is_over, on_reports=self._show)
+
+    def _collect_units(
+        self, cluster: Cluster, job: CollectJob, claimed: Collection[int]
+    ) -> tuple[list[Tally | None], list[str]]:
+        """Collect the plan on a Dask cluster; units are taken until the amount is reached."""
+        share, wanted, steps = job.share, self._amount.steps, 0
+        stop = Stop(job.dataset_text, stop_key(self._digest))
+        stop.clear()
+
+        def units() -> Iterator[tuple[str, CollectJob]]:
+            for number, indices in units_of(self._amount, share.held, claimed):
+                if wanted is not None and share.held_steps + steps >= wanted:
+                    return
+                own = dataclasses.replace(share, unit=indices, held_steps=share.held_steps + steps)
+                key = f"avtd3-{self._digest[:16]}-{number}"
+                yield key, dataclasses.replace(job, share=own, unit=number)
+
+        def on_results(tallies: list[Any], state: str) -> None:
+            nonlocal steps
+            total = Tally.total(tallies)
+            steps = total.steps
+            waiting = "; ".join(filter(None, (state, total.waiting)))
+            self._show([dataclasses.replace(total, waiting=waiting)])
+
+        try:
+            return cluster.run(
+                _run_unit, units(), stop=stop, should_stop=self._is_over, on_results=on_results
+            )
+        finally:
+            stop.clear()
 
     def _record_plan(self, path: Path, held_steps: int, *, resume: bool) -> list[str]:
         """Write the plan to its file; return what a resume changed, as text."""
@@ -656,20 +706,6 @@ class _Collection:
     def show_waiting(self, reason: str) -> None:
         """Report what is waited for after the last episode."""
         self._show([dataclasses.replace(self._tally, waiting=reason)])
-
-
-def _collect_here(
-    job: CollectJob,
-    *,
-    should_stop: Callable[[], bool],
-    show: Callable[[list[Tally | None]], None],
-) -> tuple[list[Tally | None], list[str]]:
-    """Collect a plan in this process, or in some that it starts."""
-    jobs = [
-        dataclasses.replace(job, share=dataclasses.replace(job.share, worker=worker))
-        for worker in range(job.share.workers)
-    ]
-    return run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
 
 
 def run_job(
@@ -742,43 +778,6 @@ def _create_dataset(job: CollectJob, context: WorkerContext) -> None:
         _create(places, job.config, environment)
 
 
-def _collect_units(
-    cluster: Cluster,
-    job: CollectJob,
-    claimed: Collection[int],
-    *,
-    should_stop: Callable[[], bool],
-    show: Callable[[list[Tally | None]], None],
-) -> tuple[list[Tally | None], list[str]]:
-    """Collect a plan on a Dask cluster; units are taken until the amount is reached."""
-    job, plan_digest = _with_whole_paths(job), digest(job.config.plan_document())
-    share = job.share
-    stop = Stop(job.dataset_text, stop_key(plan_digest))
-    stop.clear()
-    steps = 0
-
-    def units() -> Iterator[tuple[str, CollectJob]]:
-        for number, indices in units_of(share.amount, share.held, claimed):
-            if share.amount.steps is not None and share.held_steps + steps >= share.amount.steps:
-                return
-            own = dataclasses.replace(share, unit=indices, held_steps=share.held_steps + steps)
-            key = f"avtd3-{plan_digest[:16]}-{number}"
-            yield key, dataclasses.replace(job, share=own, unit=number)
-
-    def on_results(tallies: list[Any], state: str) -> None:
-        nonlocal steps
-        total = Tally.total(tallies)
-        steps = total.steps
-        show([dataclasses.replace(total, waiting="; ".join(filter(None, (state, total.waiting))))])
-
-    try:
-        return cluster.run(
-            _run_unit, units(), stop=stop, should_stop=should_stop, on_results=on_results
-        )
-    finally:
-        stop.clear()
-
-
 def _check_options(config: CollectConfig, policies: Path | None, scheduler: str | None) -> None:
     if config.mixture.needs_policy and policies is None:
         raise ConfigError(
@@ -792,44 +791,13 @@ def _check_options(config: CollectConfig, policies: Path | None, scheduler: str 
             )
 
 
-def _open_dataset(
-    job: CollectJob,
-    places: CollectPlaces,
-    cluster: Cluster | None,
-    *,
-    should_stop: Callable[[], bool],
-    show: Callable[[list[Tally | None]], None],
-) -> Dataset:
-    """Create the dataset unless it exists, with a world, which knows the spec."""
-    if cluster is None:
-        with open_environment(job.config, job.open_world) as environment:
-            return _create(places, job.config, environment)
-    created, lost = cluster.run(
-        _create_dataset,
-        [(f"avtd3-create-{secrets.token_hex(8)}", _with_whole_paths(job))],
-        should_stop=should_stop,
-        on_results=lambda _, state: show([Tally(waiting=state)]),
-    )
-    if not created:
-        raise WorldError("; ".join(lost) or f"stopped before a worker could open {places.text}")
-    return places.open_created()
-
-
-def _with_whole_paths(job: CollectJob) -> CollectJob:
-    """Return a job for a process that has another working directory, and other directories."""
-    policies = None if job.policies_text is None else _whole_text(job.policies_text)
-    return dataclasses.replace(
-        job, dataset_text=_whole_text(job.dataset_text), policies_text=policies, spool_bytes=None
-    )
-
-
-def _whole_text(path: str) -> str:
+def _absolute(path: str) -> str:
     return path if remote_url(path) else str(Path(path).absolute())
 
 
 def _create(places: CollectPlaces, config: CollectConfig, environment: Environment) -> Dataset:
-    pool = (config.mixture, environment, places.policies, config.hold_actions)
-    DriverPool(*pool)  # raises if a driver does not exist here
+    # This raises if a driver does not exist here.
+    DriverPool(config.mixture, environment, places.policies, config.hold_actions)
     return places.create(environment.spec)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.checks import MOST
 from avtd3.collect.drivers import Driver, is_expert_driving
 from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
@@ -97,7 +98,11 @@ def open_custom_world(
             raise error.__cause__ from None
         raise
     version = _distribution(match["module"])
-    return _wrap(made, code, f"{reference} ({version})" if version else reference)
+    try:
+        return _wrap(made, code, f"{reference} ({version})" if version else reference)
+    except Avtd3Error:
+        code.discard(made)
+        raise
 
 
 def check_environment(
@@ -275,7 +280,7 @@ class CustomEnvironment(Environment):
             self._checker.check_reward(step.reward, step.reward_terms)
             self._checker.check_observation(step.observation, self._steps)
             is_over = as_bool(step.terminated), as_bool(step.truncated)
-        except (SpecError, TypeError, ValueError) as error:
+        except (SpecError, TypeError, ValueError, OverflowError) as error:
             raise self._code.invalid(place, str(error)) from error
         if all(is_over):
             raise self._code.invalid(place, "both terminated and truncated are true")
@@ -330,10 +335,11 @@ class CustomEnvironment(Environment):
         """Return measurements of the episode so far."""
         found = self._code.call("measures()", self._get("measures", super().measures))
         if not isinstance(found, Mapping) or not all(
-            isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
+            isinstance(name, str) and isinstance(value, int | float) and abs(value) <= MOST
             for name, value in found.items()
         ):
-            raise self._code.invalid("measures()", f"found {found!r}, expected finite numbers")
+            problem = f"found {abbreviate(found)}, expected finite numbers"
+            raise self._code.invalid("measures()", problem)
         return dict(found)
 
     def events(self) -> tuple[Event, ...]:
@@ -416,12 +422,12 @@ class CustomWorld:
         period, shape = self.control_period_s, self.image_shape
         is_shape = isinstance(shape, tuple) and len(shape) == 3
         is_valid = (
-            isinstance(period, int | float) and math.isfinite(period) and period > 0.0,
+            isinstance(period, int | float) and 0.0 < period <= MOST,
             is_shape and all(isinstance(size, int) and size > 0 for size in shape),
         )
         for (name, expected, _), is_ok in zip(_WORLD_MEMBERS, is_valid, strict=False):
             if not is_ok:
-                found = f"{name} is {getattr(self, name)!r}"
+                found = f"{name} is {abbreviate(getattr(self, name))}"
                 raise ConfigError(f"world {code.name}: {found}, expected {expected}; {SEE}")
         image = ImageSpec(channels=shape[0], height=shape[1], width=shape[2])
         self._notices = check_images(f"world {code.name}", {IMAGE: image}, _ORDER)
@@ -474,7 +480,8 @@ class CustomWorld:
         numbers = {name: getattr(vehicle, name) for name in VehicleState.__slots__}
         numbers |= {name: getattr(checked, name) for name in _FRAME_NUMBERS}
         for name, value in numbers.items():
-            is_number = isinstance(value, int | float | np.number)
-            if not is_number or not (math.isfinite(value) or (name, value) == _NO_VEHICLE):
-                raise code.invalid(place, f"{name} is {value!r}, expected a finite number")
+            is_number = isinstance(value, int | float | np.integer | np.floating)
+            if not is_number or not (abs(value) <= MOST or (name, value) == _NO_VEHICLE):
+                problem = f"{name} is {abbreviate(value)}, expected a finite number"
+                raise code.invalid(place, problem)
         return checked

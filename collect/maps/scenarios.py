@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from avtd3.collect.checks import check_number
+from avtd3.collect.checks import MOST, check_number
 from avtd3.collect.maps.opendrive import decode_xml, parse_number, parse_xml, read_named
 from avtd3.collect.maps.planner import MIN_ROUTE_M
 from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
@@ -356,7 +356,7 @@ def _text(route: Mapping[str, Any], key: str, default: str) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type] # is one
+    return type(value) in (int, float) and abs(value) <= MOST  # type: ignore[operator] # is one
 
 
 def _is_place(value: object) -> bool:

@@ -107,6 +107,17 @@ def test_a_decision_is_several_steps_of_the_world(length, repeat):
     assert environment.labels() is None
 
 
+def test_what_does_not_depend_on_time_is_that_of_the_inner_environment():
+    inner = Counter()
+    for name in sorted(vars(Environment).keys() - vars(TimedEnvironment).keys() - {"name"}):
+        assert name.startswith("_"), f"{name} is that of the base class"
+    timed = TimedEnvironment(inner, 2, DelayConfig())
+    inner.legend = (((1, 2, 3), "a car"),)  # type: ignore[misc]
+    inner.scenario_count = 3  # type: ignore[misc]
+    assert (timed.legend, timed.scenario_count) == (inner.legend, 3)
+    assert timed.name == inner.name
+
+
 @hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(
     camera=st.tuples(st.integers(0, 3), st.integers(0, 3)),
