@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +31,7 @@ from avtd3.collect.plan import (
     lock_share,
     stop_key,
     stored_plan,
+    stored_plans,
     training_seed,
     units_of,
 )
@@ -48,6 +49,7 @@ from avtd3.store.errors import (
     StorageError,
     WorldError,
     WorldLost,
+    abbreviate,
     check_integers,
 )
 from avtd3.store.events import Event
@@ -55,6 +57,7 @@ from avtd3.store.files import plain_name, remote_url
 from avtd3.store.remote.background import SpoolSize
 from avtd3.store.remote.client import Patience, open_place
 from avtd3.store.remote.commit import Unit
+from avtd3.store.settings import differences
 from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.step_labels import StepLabels
@@ -178,6 +181,54 @@ class CollectConfig(EnvironmentConfig):
         if self.lead.random_steps:
             plan["random_steps"] = self.lead.random_steps
         return {**plan, **self.world_document()}
+
+
+def choose_plan(
+    path: Path, configure: Callable[[Mapping[str, Any] | None], CollectConfig]
+) -> tuple[CollectConfig, StoredPlan | None]:
+    """Return the settings of a resumed collection, and the plan that it continues.
+
+    That is the plan of the seed that the user named, or the dataset's only plan. No plan has that
+    seed: a new plan, and None.
+
+    Args:
+        path: The dataset, which may not exist.
+        configure: Applies what the user named to stored settings, or to the defaults for None.
+
+    Raises:
+        ConfigError: If the user named settings that would make it another plan, or if several plans
+            fit.
+    """
+    tried: list[tuple[CollectConfig, StoredPlan]] = []
+    problem: ConfigError | None = None
+    for plan in stored_plans(path):
+        try:
+            tried.append((configure(plan.config), plan))
+        except ConfigError as error:  # of what the user named, or of another version
+            problem = error
+    own = [(settings, plan) for settings, plan in tried if settings.seed == plan.seed]
+    fitting = [(s, plan) for s, plan in own if digest(s.plan_document()) == plan.digest]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not own:
+        settings = configure(None)
+        if problem is not None and not tried:
+            raise problem
+        return settings, None
+    if len(own) > 1:
+        seeds = ", ".join(sorted({abbreviate(plan.seed) for _, plan in own}))
+        raise ConfigError(
+            f"{path} has {len(own)} plans that this could resume, of seed {seeds}; name one with "
+            "--seed and the settings that it was started with"
+        )
+    settings, plan = own[0]
+    changes = differences(plan.config, dataclasses.asdict(settings), "collect.")
+    named = "; ".join(map(str, changes)) or "another version of avtd3 made it"
+    raise ConfigError(
+        f"{path} has a plan of seed {settings.seed} that cannot be resumed like this ({named}): a "
+        "plan keeps the settings that its data depend on; leave them as they are, or start another "
+        "plan with another --seed and without --resume"
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -275,16 +275,15 @@ def _scenario(route: Mapping[str, Any], place: int, folder: Path) -> Scenario:
 
 def _network(route: Mapping[str, Any]) -> tuple[str, int | None]:
     """Return kind and number of a generated network; an empty kind for other roads."""
-    network = route.get("network")
     named = [key for key in ("town", "xodr", "network") if key in route]
-    if network is None:
+    if "network" not in named:
         if not named:
             raise ConfigError("it has no roads, expected one of town, xodr and network")
         return "", None
     if named != ["network"]:
         both = " and ".join(named)
         raise ConfigError(f"it has {both}, expected network alone; remove the others")
-    found = _mapping(network, "network", ("kind", "number"))
+    found = _mapping(route["network"], "network", ("kind", "number"))
     kind = _text(found, "kind", "")
     if not kind:
         raise ConfigError("network has no kind, expected {kind: town, number: 7}")

@@ -178,7 +178,9 @@ def test_the_world_is_closed_when_it_fails():
     assert all(world.closed for world in worlds)
 
 
-@pytest.mark.parametrize("subject", ["policy", "nobody", "runs/missing/policies", "1:policy"])
+@pytest.mark.parametrize(
+    "subject", ["policy", "nobody", "runs/missing/policies", "1:policy", "n" * 999]
+)
 def test_what_is_no_subject_is_refused(subject):
     with pytest.raises(ConfigError, match=r"neither a policy's file, nor a directory"):
         examine(subject)

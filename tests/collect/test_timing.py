@@ -108,14 +108,13 @@ def test_a_decision_is_several_steps_of_the_world(length, repeat):
 
 
 def test_what_does_not_depend_on_time_is_that_of_the_inner_environment():
-    inner = Counter()
+    class Shown(Counter):
+        name, scenario_count, legend = "shown", 3, (((1, 2, 3), "a car"),)
+
+    timed = TimedEnvironment(Shown(), 2, DelayConfig())
+    assert (timed.name, timed.scenario_count, timed.legend) == ("shown", 3, Shown.legend)
     for name in sorted(vars(Environment).keys() - vars(TimedEnvironment).keys() - {"name"}):
         assert name.startswith("_"), f"{name} is that of the base class"
-    timed = TimedEnvironment(inner, 2, DelayConfig())
-    inner.legend = (((1, 2, 3), "a car"),)  # type: ignore[misc]
-    inner.scenario_count = 3  # type: ignore[misc]
-    assert (timed.legend, timed.scenario_count) == (inner.legend, 3)
-    assert timed.name == inner.name
 
 
 @hypothesis.settings(deadline=None, max_examples=40)

@@ -154,6 +154,7 @@ def test_weather_parameters_become_the_nearest_named_weather(folder, look, name)
         (("time_limit_s: 30", "time_limit_s: soon"), "time_limit_s is 'soon', expected a number"),
         (("time_limit_s: 30", "time_limit_s: -1"), "time_limit_s is -1"),
         (("time_limit_s: 30", f"time_limit_s: {10**400}"), "time_limit_s is a whole number of 13"),
+        (("network: {kind: loop, number: 4}", "network:"), "network is None, expected keys"),
         (("[20, 1.75]", f"[{10**400}, 1.75]"), "waypoint 1 is .*, expected"),
         (("routes:", "routes: 5\nroute:"), "unknown key 'route'; did you mean routes"),
     ],
