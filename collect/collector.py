@@ -860,10 +860,11 @@ def _segment_name(name: str, share: Share) -> str:
 
 def _provenance(config: CollectConfig, environment: Environment) -> dict[str, Any]:
     document, scenario = dataclasses.asdict(config), config.scenario
-    is_numbered = config.world in ("road", "carla") and scenario.file is None
-    numbers = {"number": scenario.number, "npcs": scenario.resolve()[0].npcs}
+    found: dict[str, Any] = {}
+    if config.world in ("road", "carla") and scenario.file is None:
+        found["scenario"] = {"number": scenario.number, "npcs": scenario.resolve()[0].npcs}
     return {
-        **({"scenario": numbers} if is_numbered else {}),
+        **found,
         "config": document,
         "config_digest": digest(document),
         "plan_digest": digest(config.plan_document()),

@@ -32,6 +32,7 @@ from avtd3.collect.foreign import SEE, ForeignCode, check_actions, check_images,
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
 from avtd3.collect.rollout import Rollout
+from avtd3.collect.scores import EpisodeScore
 from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeInfo
 from avtd3.store.errors import Avtd3Error, ConfigError, SpecError, WorldError, abbreviate
 from avtd3.store.events import Event, check_events
@@ -54,6 +55,7 @@ _NO_VEHICLE = ("lead_gap_m", math.inf)
 _OWN_ATTRIBUTES = (
     {field.name for field in dataclasses.fields(EpisodeInfo)} | OWN_ATTRIBUTES.keys()
 ) - {"town", "weather"}
+_SCORE_NAMES = {field.name for field in dataclasses.fields(EpisodeScore)}
 
 # Name, expected value, and number of positional arguments of a method.
 _ENVIRONMENT_MEMBERS = (
@@ -340,6 +342,9 @@ class CustomEnvironment(Environment):
         ):
             problem = f"found {abbreviate(found)}, expected finite numbers"
             raise self._code.invalid("measures()", problem)
+        if wrong := sorted(_SCORE_NAMES & found.keys()):
+            problem = f"avtd3 sets {wrong[0]} itself; rename it"
+            raise self._code.invalid("measures()", problem)
         return dict(found)
 
     def events(self) -> tuple[Event, ...]:
@@ -360,7 +365,7 @@ class CustomEnvironment(Environment):
         found = self._get("legend", ())
         try:
             return [((int(r), int(g), int(b)), str(text)) for (r, g, b), text in found]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             expected = "expected pairs of a colour (red, green, blue) and a text"
             raise self._code.invalid("legend", f"found {abbreviate(found)}, {expected}") from error
 
@@ -401,11 +406,10 @@ class _CustomDriver:
         self._code.call(f"reset() before {self._place}", self._driver.reset, rng)
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
-        action: NDArray[np.float32] = self._code.call(self._place, self._answer, observation)
+        action: NDArray[np.float32] = self._code.call(
+            self._place, lambda: np.asarray(self._driver.act(observation), np.float32)
+        )
         return action
-
-    def _answer(self, observation: Observation) -> NDArray[np.float32]:
-        return np.asarray(self._driver.act(observation), np.float32)
 
 
 class CustomWorld:
@@ -447,6 +451,8 @@ class CustomWorld:
         start = self._code.expect(WorldStart, start, "reset()")
         self._route = self._code.expect(Route, start.route, "reset(), route")
         self._check_frame(start.frame, "reset()")
+        for name in ("town", "weather"):
+            self._code.expect(str, getattr(start, name), f"reset(), {name}")
         return start
 
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
@@ -479,6 +485,8 @@ class CustomWorld:
         code.expect(str, checked.collision, f"{place}, collision")
         numbers = {name: getattr(vehicle, name) for name in VehicleState.__slots__}
         numbers |= {name: getattr(checked, name) for name in _FRAME_NUMBERS}
+        if checked.collision_frame_id is not None:
+            numbers["collision_frame_id"] = checked.collision_frame_id
         for name, value in numbers.items():
             is_number = isinstance(value, int | float | np.integer | np.floating)
             if not is_number or not (abs(value) <= MOST or (name, value) == _NO_VEHICLE):

@@ -163,7 +163,7 @@ def check_pictures(
     old = Dataset.open(source)
     changes = SceneChanges()
     _, scene = _new_spec(old, changes)
-    if not _comparable(scene):
+    if isinstance(scene, CarlaScene) and not scene.views():
         raise ConfigError(
             f"the pictures of {source} are of cameras of CARLA, which takes no two equal pictures; "
             "only views from above can be compared"
@@ -187,11 +187,6 @@ AnyScene = Scene | CarlaScene
 def _parse(setup: Mapping[str, Any]) -> AnyScene:
     """Read the setup of a record; raise SpecError if this version cannot draw it."""
     return CarlaScene.parse(setup) if setup.get("world") == CARLA else Scene.parse(setup)
-
-
-def _comparable(scene: AnyScene) -> Mapping[str, StreamCamera] | bool:
-    """Return the streams whose pictures can be drawn again equally; True for all of them."""
-    return scene.views() if isinstance(scene, CarlaScene) else True
 
 
 def _new_spec(old: Dataset, changes: SceneChanges) -> tuple[EpisodeSpec, AnyScene]:
@@ -286,10 +281,6 @@ def run_job(
         return work.make(Dataset.open(job.target), should_stop, on_tally)
 
 
-def _frames(segment: Segment, stream: str) -> Iterator[NDArray[np.uint8]]:
-    return (frame for _, part in segment.frame_parts(stream) for frame in part)
-
-
 class _Drawing:
     """Draws the pictures of some segments."""
 
@@ -335,8 +326,10 @@ class _Drawing:
                 segment = self._old.open_segment(name)
                 scenes = self._scenes(segment)
                 named = scenes[0][0].streams if scenes else {}
-                names = list(named or segment.spec.images)
-                stored = {name: _frames(segment, name) for name in names}
+                stored = {
+                    name: (frame for _, part in segment.frame_parts(name) for frame in part)
+                    for name in named or segment.spec.images
+                }
                 for drawn in self._pictures(segment, scenes):
                     for name, frames in stored.items():
                         same = np.array_equal(next(frames), drawn.get(name, _NOTHING))

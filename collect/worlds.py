@@ -142,8 +142,7 @@ def use_current_directory(config: EnvironmentConfig) -> None:
 
     The directory comes last in `sys.path`, so it hides no installed package.
     """
-    folder = str(Path.cwd())
-    if config.is_custom and folder not in sys.path:
+    if config.is_custom and (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)
 
 

@@ -44,13 +44,9 @@ def check_native(name: str, xodr: str) -> None:
 def run_apart(
     module: str, data: bytes, task: str, **settings: str
 ) -> subprocess.CompletedProcess[bytes] | None:
-    """Run a module with data on standard input; return None if it takes too long.
+    """Run a module on data, with environment variables; return None if it takes too long.
 
-    Args:
-        module: Name of the module; see `answer_apart`.
-        data: The data.
-        task: What it does, for the message if it cannot be started.
-        settings: Environment variables.
+    The module answers with `answer_apart`; the task names it in the message if it cannot start.
     """
     try:
         return subprocess.run(

@@ -203,6 +203,8 @@ def _changed(entry: Scenario, changes: Mapping[str, object]) -> Scenario:
     check_number("scenario time_limit_s", changed.time_limit_s, minimum=1.0)
     if not changed.town or not changed.weather:
         raise ConfigError("scenario town or weather is empty, expected a name")
+    if changed.town == GENERATED and not changed.network_kinds:
+        raise ConfigError("scenario network_kinds is empty, expected a kind of network")
     return changed
 
 

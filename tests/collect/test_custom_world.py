@@ -1,5 +1,6 @@
 """Worlds that users bring: by name, checked, with one clear error when something is wrong."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -250,6 +251,7 @@ def failing(*_):
             "vector is not finite at x",
         ),
         ({"measures": lambda: {"a": np.nan}}, r"measures\(\): found .*expected finite numbers"),
+        ({"measures": lambda: {"seed": 1.0}}, r"measures\(\): avtd3 sets seed itself; rename it"),
         ({"measures": lambda: {"a": HUGE}}, r"measures\(\): found .*expected finite numbers"),
     ],
 )
@@ -299,6 +301,7 @@ def test_attributes_that_avtd3_sets_itself_are_refused():
         ({"x_m": HUGE}, "x_m is a whole number of 1329 bits, expected a finite number"),
         ({"x_m": np.complex64(1.0)}, "x_m is .*, expected a finite number"),
         ({"lead_gap_m": float("nan")}, "lead_gap_m is nan"),
+        ({"collision_frame_id": "last"}, "collision_frame_id is 'last', expected a finite number"),
     ],
 )
 def test_a_frame_that_cannot_be_used_is_refused(changes, message):
@@ -311,6 +314,15 @@ def test_a_frame_that_cannot_be_used_is_refused(changes, message):
     environment.reset(0)
     with pytest.raises(WorldError, match=message):
         environment.step(np.zeros(2, np.float32))
+
+
+def test_a_start_without_the_name_of_its_town_is_refused():
+    class Broken(PointWorld):
+        def reset(self, scenario, seed):
+            return dataclasses.replace(super().reset(scenario, seed), town=5)
+
+    with pytest.raises(WorldError, match=r"result of reset\(\), town: found int, expected str"):
+        opened(Broken()).reset(0)
 
 
 def test_a_lost_world_stays_a_lost_world():
