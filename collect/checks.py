@@ -28,13 +28,9 @@ def check_positive(name: str, value: float) -> None:
 
 
 def require_carla(user: str, problem: str = "") -> None:
-    """Raise `ConfigError` if the package carla is not installed, or has another problem.
+    """Raise `ConfigError` if the package carla, which `user` needs, is missing or has a problem.
 
-    The package is not imported here: importing it may crash a process.
-
-    Args:
-        user: What needs the package, for the message.
-        problem: Why it cannot be used; empty to check whether it is installed.
+    It is not imported here: importing it may crash a process.
     """
     if not problem and importlib.util.find_spec("carla") is not None:
         return

@@ -188,16 +188,9 @@ def choose_plan(
 ) -> tuple[CollectConfig, StoredPlan | None]:
     """Return the settings of a resumed collection, and the plan that it continues.
 
-    That is the plan of the seed that the user named, or the dataset's only plan. No plan has that
-    seed: a new plan, and None.
-
-    Args:
-        path: The dataset, which may not exist.
-        configure: Applies what the user named to stored settings, or to the defaults for None.
-
-    Raises:
-        ConfigError: If the user named settings that would make it another plan, or if several plans
-            fit.
+    That is the plan of the seed that the user named, or the dataset's only plan; None for a seed
+    that no plan has. `configure` applies what the user named to stored settings, or to the defaults
+    for None. Raise `ConfigError` if that makes another plan, or if several plans fit.
     """
     tried: list[tuple[CollectConfig, StoredPlan]] = []
     problem: ConfigError | None = None
@@ -351,10 +344,7 @@ class Collector:
         return True
 
     def _lack_of_room(self) -> str:
-        """Return why the spool has no room for an episode, or nothing; raise if the disk has none.
-
-        While the spool is full, publish what is complete.
-        """
+        """Return why the spool has no room for an episode, or ""; raise if the disk has none."""
         path = self._job.dataset
         free, least = shutil.disk_usage(path).free, self._config.min_free_mb * 1_000_000
         if free < least:

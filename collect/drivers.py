@@ -198,11 +198,7 @@ class HeldDriver:
         return is_expert_driving(self._driver)
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Start an episode.
-
-        Raises:
-            ConfigError: If the policy was trained to hold its actions for another time.
-        """
+        """Start an episode; raise ConfigError if the policy holds actions for another time."""
         self._driver.reset(rng)
         trained = self._wanted if self._policy is None else self._policy.steps_per_decision
         if self._wanted not in (1, trained):

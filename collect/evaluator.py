@@ -141,10 +141,7 @@ class Evaluator:
         self.film(last, path)
 
     def photograph(self, index: int, step_index: int) -> "tuple[Image.Image, str]":
-        """Drive an episode up to a step, or to its end; return a picture and the place's name.
-
-        The picture has no caption.
-        """
+        """Drive an episode up to a step, or to its end; return a picture and the place's name."""
         rollout, steps, _ = self.start(index)
         with use_one_thread(self.policy):
             *_, step = itertools.islice(steps, step_index + 1)
@@ -476,12 +473,7 @@ def _drive_units(
 
 
 def _shared_subject(named: str | Path, found: str) -> str:
-    """Return a subject as the workers of a cluster find it.
-
-    Args:
-        named: What the user named.
-        found: The driver or the file that this is on this machine.
-    """
+    """Return a named subject, found as a driver or a file here, as workers of a cluster find it."""
     if (url := remote_url(named)) is not None:
         return url if url.endswith(".safetensors") else f"{url}/{Path(found).name}"
     return str(Path(found).absolute()) if exists(found) else found

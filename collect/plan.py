@@ -229,12 +229,7 @@ class StoredPlan:
 
 
 def stored_plans(path: Path) -> list[StoredPlan]:
-    """Return the plans of a dataset; older ones from what their newest segment says.
-
-    Raises:
-        DatasetError: If the path is something else than a dataset.
-        ConfigError: If the file of a plan is invalid.
-    """
+    """Return the plans of a dataset; older ones from what their newest segment says."""
     if not exists(path / GROUP_FILE):
         return []
     found: dict[str, StoredPlan] = {}

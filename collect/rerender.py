@@ -127,15 +127,8 @@ def rerender(
 ) -> RenderReport:
     """Make a dataset of the same episodes with other pictures, or add what is new to it.
 
-    Actions, rewards, ends and everything else stay as they are; files that do not change are
-    shared by hard links. ``should_stop`` is called before each segment; True ends the command.
-    For episodes of CARLA, each of the ``servers`` takes the pictures of a part of the segments.
-
-    Raises:
-        DatasetError: No episode has a stored state of the world.
-        ConfigError: ``target`` is the source, or has pictures with other changes; a server lacks
-            the map or a blueprint.
-        WorldError: No server can be used.
+    Files that do not change are shared by hard links. For episodes of CARLA, each of the servers
+    takes the pictures of a part of the segments.
     """
     old = Dataset.open(source)
     if target.resolve() == source.resolve():

@@ -247,11 +247,7 @@ class _Painter:
 def measure_tiles(
     network: RoadNetwork, pixel_m: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the first column and row of a network's tiles, and how many of both there are.
-
-    Raises:
-        RoadError: The network is too large to be painted.
-    """
+    """Return the first column and row of the tiles, and their numbers; raise if too large."""
     strips, tile_m = (*network.lanes, *network.paved), TILE * pixel_m
     points = np.concatenate([strip.points for strip in strips])
     widest_m = max(float(strip.width_m.max()) for strip in strips)

@@ -224,12 +224,7 @@ class _Text:
 
 
 class RoadPicture:
-    """A picture of a network; make it once, then write it as SVG or PNG.
-
-    Args:
-        network: The network.
-        routes: Routes to draw.
-    """
+    """A picture of a network with some routes; make it once, then write it as SVG or PNG."""
 
     def __init__(self, network: RoadNetwork, routes: Sequence[Route] = ()) -> None:
         points = np.concatenate([strip.points for strip in (*network.lanes, *network.paved)])
