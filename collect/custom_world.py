@@ -237,8 +237,23 @@ def _check_members(
             raise ConfigError(f"world {code.name}: {found}, expected {expected}; {SEE}")
 
 
+def _of_user(name: str, kind: type) -> Any:  # noqa: ANN401 - as in `Environment`
+    """Return a property whose value is that of the user's environment, or our default."""
+
+    def read(environment: "CustomEnvironment") -> object:
+        default = getattr(super(CustomEnvironment, environment), name)
+        return environment.read_attribute(kind, name, default)
+
+    return property(read)
+
+
 class CustomEnvironment(Environment):
     """A user's environment: every call is guarded and every returned value is checked."""
+
+    setting = _of_user("setting", str)
+    scenario = _of_user("scenario", int)
+    scenario_count = _of_user("scenario_count", int)
+    has_time_limit = _of_user("has_time_limit", bool)
 
     def __init__(self, made: object, code: ForeignCode, origin: str) -> None:
         _check_members(made, code, _ENVIRONMENT_MEMBERS)
@@ -292,24 +307,14 @@ class CustomEnvironment(Environment):
         return step
 
     @property
-    def scenario(self) -> int:
-        """Number of the current episode's scenario."""
-        return self._as(int, "scenario", super().scenario)
-
-    @property
     def simulator(self) -> str:
         """The user's description, and the module, factory and version that were loaded."""
-        return f"{self._as(str, 'simulator', super().simulator)}, from {self._origin}"
+        return f"{self.read_attribute(str, 'simulator', super().simulator)}, from {self._origin}"
 
     @property
     def notices(self) -> tuple[str, ...]:
         """Sentences about the current episode."""
-        return (*self._notices, *map(str, self._as(tuple, "notices", super().notices)))
-
-    @property
-    def has_time_limit(self) -> bool:
-        """Whether the user's environment ends its episodes itself after some number of steps."""
-        return self._as(bool, "has_time_limit", super().has_time_limit)
+        return (*self._notices, *map(str, self.read_attribute(tuple, "notices", super().notices)))
 
     def driver(self, base: str) -> Driver:
         """Make one of the user's drivers, or a random one."""
@@ -387,7 +392,8 @@ class CustomEnvironment(Environment):
             return default
         return self._code.get(self._made, name, default)
 
-    def _as(self, kind: type[_T], name: str, default: object) -> _T:
+    def read_attribute(self, kind: type[_T], name: str, default: object) -> _T:
+        """Return an attribute of the user's object as another type."""
         found: _T = self._code.call(f"its attribute {name}", kind, self._get(name, default))
         return found
 

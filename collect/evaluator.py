@@ -112,7 +112,7 @@ class Evaluator:
             route=score_route(environment.events(), penalty_table(self._config.penalties)),
         )
 
-    def film(self, index: int, path: Path) -> None:
+    def film(self, index: int, path: Path, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Drive an episode and write it as a GIF, which ends with a still of its outcome."""
         from avtd3.store.render.media import BAD, GOOD, with_legend, write_gif
 
@@ -121,9 +121,12 @@ class Evaluator:
         def pictures() -> "Iterator[Image.Image]":
             for number, step in enumerate(steps):
                 is_filmed = number % FILM_EVERY == 0 and number < FILM_EVERY * FILM_PICTURES
-                if is_filmed or step.is_last:
+                is_over = step.is_last or should_stop()
+                if is_filmed or is_over:
                     picture = environment.picture(step.action, driver)
                     yield with_legend(picture, environment.legend)
+                if is_over:
+                    break
             yield from itertools.repeat(with_legend(picture, environment.legend), FILM_STILLS)
 
         with use_one_thread(self.policy):
@@ -131,14 +134,14 @@ class Evaluator:
             colours = [GOOD, BAD, *(colour for colour, _ in environment.legend)]
             write_gif(pictures(), path, period_s=period_s, colours=colours)
 
-    def film_first(self, path: Path) -> None:
+    def film_first(self, path: Path, should_stop: Callable[[], bool]) -> None:
         """Film the first episode whose map and route can be used."""
         last = self._config.episodes - 1
         for index in range(last):
             with contextlib.suppress(RoadError):
-                self.film(index, path)
+                self.film(index, path, should_stop)
                 return
-        self.film(last, path)
+        self.film(last, path, should_stop)
 
     def photograph(self, index: int, step_index: int) -> "tuple[Image.Image, str]":
         """Drive an episode up to a step, or to its end; return a picture and the place's name."""
@@ -400,7 +403,7 @@ def evaluate(
         with open_environment(config, open_world, render=gif is not None) as environment:
             evaluator = Evaluator(environment, config, str(local))
             if gif is not None:
-                evaluator.film_first(gif)
+                evaluator.film_first(gif, should_stop)
         job = EvaluateJob(0, config, evaluator.subject, tuple(range(config.episodes)), open_world)
         if scheduler is None:
             parts, failed = run_jobs(run_job, _split(job), should_stop=should_stop, on_reports=show)

@@ -24,7 +24,7 @@ from avtd3.collect.custom_world import (
 from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
-from avtd3.collect.environment import ResetResult
+from avtd3.collect.environment import Environment, ResetResult
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
 from avtd3.collect.timing import DelayConfig
@@ -135,6 +135,17 @@ def test_a_driving_world_without_surroundings_can_be_drawn():
     environment.reset(0)
     environment.step(np.zeros(2, np.float32))
     assert environment.picture(np.zeros(2, np.float32), "test").width == 672
+
+
+def test_no_member_of_a_user_s_environment_is_ignored():
+    class Icy(Duck):
+        setting, scenario, scenario_count, has_time_limit = "on ice", 2, 3, True
+
+    ours = opened(Icy())
+    assert (ours.setting, ours.scenario, ours.scenario_count) == ("on ice", 2, 3)
+    assert ours.has_time_limit
+    ignored = {name for name in vars(Environment) if name not in vars(CustomEnvironment)}
+    assert {name for name in ignored if name[0] != "_"} == {"name", "world_record"}
 
 
 class Coloured(Duck):
