@@ -233,6 +233,8 @@ class CollectJob:
     share: Share
     policies: Path | None
     open_world: WorldFactory
+    plan_digest: str
+    """That of the whole collection: a scenario file may change meanwhile."""
     unit: int | None = None
     """Number of the unit of work on a Dask cluster, which is published only once."""
     spool_bytes: int | None = None
@@ -263,7 +265,7 @@ class Collector:
         self._writer = SegmentWriter(
             Dataset.open(job.dataset),
             collector=name,
-            provenance=_provenance(config, environment),
+            provenance=_provenance(job, environment),
             config=config.writer,
             claim=_claim_of(job),
         )
@@ -655,6 +657,7 @@ class _Collection:
             Share(amount=self._amount, held=frozenset(), held_steps=0, workers=workers),
             places.policies,
             self._open_world,
+            self._digest,
             spool_bytes=None if is_cluster else places.spool_bytes,
             policies_text=policies,
             dataset_text=text,
@@ -756,8 +759,7 @@ def run_job(
     config, worker = job.config, job.share.worker
     with contextlib.ExitStack() as stack:
         if job.share.workers > 1:
-            lock = lock_share(job.dataset, digest(config.plan_document()), worker)
-            stack.enter_context(lock)
+            stack.enter_context(lock_share(job.dataset, job.plan_digest, worker))
         environment = stack.enter_context(open_environment(config, job.open_world, worker))
         return Collector(job, environment, should_stop=should_stop, on_tally=on_tally).run()
 
@@ -768,16 +770,13 @@ def _claim_of(job: CollectJob) -> Callable[[bytes], bool] | None:
         return None
     if remote_url(job.dataset_text) is not None:
         return lambda manifest: True  # the upload claims it
-    plan_digest = digest(job.config.plan_document())
-    return functools.partial(claim_segment, job.dataset, plan_digest, job.unit)
+    return functools.partial(claim_segment, job.dataset, job.plan_digest, job.unit)
 
 
 @contextlib.contextmanager
 def _unit_places(job: CollectJob, should_stop: Callable[[], bool]) -> Iterator[CollectPlaces]:
     """Yield the places of a unit of work, or of the dataset; URLs get directories for the time."""
-    plan_digest, unit = digest(job.config.plan_document()), None
-    if job.unit is not None:
-        unit = Unit(plan=plan_digest, number=job.unit)
+    unit = None if job.unit is None else Unit(plan=job.plan_digest, number=job.unit)
     with (
         tempfile.TemporaryDirectory(prefix="avtd3-unit-") as folder,
         CollectPlaces(
@@ -848,15 +847,15 @@ def _segment_name(name: str, share: Share) -> str:
     return own if share.workers == 1 else f"{own}-{share.worker}"
 
 
-def _provenance(config: CollectConfig, environment: Environment) -> dict[str, Any]:
-    document, scenario = dataclasses.asdict(config), config.scenario
-    found: dict[str, Any] = {}
+def _provenance(job: CollectJob, environment: Environment) -> dict[str, Any]:
+    config, scenario, found = job.config, job.config.scenario, dict[str, Any]()
     if config.world in ("road", "carla") and scenario.file is None:
         found["scenario"] = {"number": scenario.number, "npcs": scenario.resolve()[0].npcs}
+    document = dataclasses.asdict(config)
     return {
         **found,
         "config": document,
         "config_digest": digest(document),
-        "plan_digest": digest(config.plan_document()),
+        "plan_digest": job.plan_digest,
         "simulator": environment.simulator,
     }

@@ -297,6 +297,18 @@ def test_a_plan_is_named_by_its_routes_and_not_by_where_they_lie(folder, tmp_pat
     }
 
 
+def test_a_file_that_changes_while_it_is_collected_does_not_rename_the_plan(folder, tmp_path):
+    def edit_and_open(config, worker):
+        write(folder, YAML.replace("npcs: 3", "npcs: 4"))
+        return open_point_world(config, worker)
+
+    given = ScenarioConfig(file=str(write(folder, YAML)))
+    config = CollectConfig(scenario=given, min_free_mb=0)
+    report = collect(tmp_path / "d", config, episodes=1, open_world=edit_and_open)
+    (segment,) = Dataset.open(tmp_path / "d").snapshot().segments
+    assert segment.provenance["plan_digest"] == report.plan_digest
+
+
 def test_plans_of_numbered_scenarios_keep_the_name_that_they_had_before_there_were_files():
     """Otherwise, a collection of an older version could not be resumed."""
     assert digest(CollectConfig().plan_document()).startswith("743e981a37a2081c")
