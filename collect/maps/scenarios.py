@@ -13,7 +13,7 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -356,12 +356,12 @@ def _text(route: Mapping[str, Any], key: str, default: str) -> str:
     return value
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= MOST  # type: ignore[operator] # is one
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) is not bool and isinstance(value, int | float) and abs(value) <= MOST
 
 
 def _is_place(value: object) -> bool:
-    return _is_number(value) and abs(value) <= _MAX_DISTANCE_M  # type: ignore[arg-type] # is a number
+    return _is_number(value) and abs(value) <= _MAX_DISTANCE_M
 
 
 def _check_known(what: str, name: str, known: Iterable[str]) -> None:
