@@ -279,7 +279,7 @@ class Collector:
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(config.recovery)
         self._tally, self._steps, self._next_report_s = Tally(), 0, 0.0
-        self._published_steps = 0
+        self._published_steps, self._is_policy = 0, False
 
     def run(self) -> Tally:
         """Collect the share; complete steps are published whatever ends it."""
@@ -315,7 +315,7 @@ class Collector:
         try:
             self._collect_episode(index)
         except CheckpointError as error:
-            if self._pool.policy is None:  # it is about a policy that a user's world has loaded
+            if not self._is_policy:  # it is about a policy that a user's world has loaded
                 raise
             self._pool.reject(str(error))
             self._note(warning=str(error))
@@ -368,6 +368,7 @@ class Collector:
         rng = episode_generator(seed)
         steps = share.held_steps + share.workers * self._steps
         driver, spec = self._pool.choose(rng, use_random=steps < lead.random_steps)
+        self._is_policy = spec.is_policy
         if spec.is_policy and not self._load_policy(steps):
             return  # stopped while waiting
         rollout = Rollout(self._environment, seed, index)
