@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from avtd3.collect.carla.scene import Body
 from avtd3.collect.carla.server import REJECTED, Server
 from avtd3.collect.driving.world import VehicleState
-from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting
-from avtd3.collect.maps.episode_setup import Start
+from avtd3.collect.maps.episode_setup import FrontCamera, Mounting, Start
 from avtd3.store.errors import ConfigError, WorldLost
 
 EGO_ROLE = "hero"

@@ -25,8 +25,7 @@ from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.doctor import FAILED, OK, WARNING, Finding
 from avtd3.collect.carla.server import BUSY, ReportPhase, Server, Settings
 from avtd3.collect.carla.session import Replay, Session
-from avtd3.collect.maps.camera_mounting import draw_mounting
-from avtd3.collect.maps.episode_setup import Start
+from avtd3.collect.maps.episode_setup import Start, draw_mounting
 from avtd3.store.errors import Avtd3Error, WorldLost
 from avtd3.store.spec import IMAGE
 

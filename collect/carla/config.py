@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.maps.camera_mounting import FrontCamera
-from avtd3.collect.maps.episode_setup import SimulatorConfig
+from avtd3.collect.maps.episode_setup import FrontCamera, SimulatorConfig
 from avtd3.collect.sim.streams import StreamCamera
 from avtd3.store.errors import ConfigError, check_integers
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from avtd3.collect.carla.client_process import ClientProcess, PackedPictures, unpack_pictures
 from avtd3.collect.carla.config import CarlaCamera, CarlaConfig
-from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting, draw_mounting
+from avtd3.collect.maps.episode_setup import FrontCamera, Mounting, draw_mounting
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.weather import draw_weather

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.maps.camera_mounting import FrontCamera, draw_mounting
+from avtd3.collect.maps.episode_setup import FrontCamera, draw_mounting
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.weather import Weather, draw_weather

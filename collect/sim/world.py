@@ -24,7 +24,6 @@ from avtd3.collect.driving.world import (
     WorldStart,
     action_values,
 )
-from avtd3.collect.maps.camera_mounting import FrontCamera
 from avtd3.collect.maps.contact import (
     Course,
     Ego,
@@ -34,7 +33,7 @@ from avtd3.collect.maps.contact import (
     hits_vehicle,
     lead_on_route,
 )
-from avtd3.collect.maps.episode_setup import SimulatorConfig, draw_network, draw_setup
+from avtd3.collect.maps.episode_setup import FrontCamera, SimulatorConfig, draw_network, draw_setup
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.opendrive import flatten, read_opendrive
 from avtd3.collect.maps.raster import GAP, Raster
