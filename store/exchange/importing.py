@@ -21,13 +21,12 @@ from avtd3.store.exchange.minari import MinariSource
 from avtd3.store.exchange.npz import NpzSource
 from avtd3.store.exchange.record import (
     EpisodeRecord,
-    ExchangeProgress,
     ImportConfig,
     Source,
 )
 from avtd3.store.files import canonical_json, check_local, exists
 from avtd3.store.locks import LOCK_FILE, ExclusiveLock
-from avtd3.store.render.text import join_lines, plural
+from avtd3.store.render.text import WorkProgress, join_lines, plural
 from avtd3.store.seal import MAX_PROVENANCE_BYTES
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
@@ -89,7 +88,7 @@ def import_episodes(
     config: ImportConfig | None = None,
     *,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[ExchangeProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> ImportReport:
     """Import episodes into a new dataset or one of the same spec, or continue an import.
 
@@ -233,7 +232,7 @@ class _Import:
     def run(
         self,
         should_stop: Callable[[], bool],
-        on_progress: Callable[[ExchangeProgress], None],
+        on_progress: Callable[[WorkProgress], None],
     ) -> bool:
         """Write the episodes that the dataset does not have; return whether it was interrupted."""
         total = self._source.count
@@ -245,7 +244,9 @@ class _Import:
                 if is_new and (record := self._source.read(number)) is not None:
                     self._write(number, record)
             if is_new:  # what costs no time would spoil the estimate of the time left
-                on_progress(ExchangeProgress(verb="imported", done=number + 1, total=total))
+                on_progress(
+                    WorkProgress(verb="imported", done=number + 1, total=total, noun="episode")
+                )
         return False
 
     def _write(self, number: int, record: EpisodeRecord) -> None:

@@ -69,28 +69,23 @@ class LeRobotLayout(Layout):
 
     def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
         """Write an episode into a new file; its rows are numbered when the whole is made."""
-        columns, numbers = {}, self._numbers(record)
+        columns, numbers, types = {}, self._numbers(record), self._types()
         images = {f"{_IMAGES}{name}": frames for name, frames in record.streams.items()}
         if record.frames is not None:
             images[_IMAGE] = record.frames
         for name, frames in images.items():
             pictures = [{"bytes": _png(frame), "path": None} for frame in frames[:-1]]
-            columns[name] = self._arrow.array(pictures, self._types()[name])
+            columns[name] = self._arrow.array(pictures, types[name])
         for name, values in numbers.items():
-            columns[name] = self._column(values, self._types()[name])
+            columns[name] = self._column(values, types[name])
         schema = self._arrow.schema([(name, column.type) for name, column in columns.items()])
         statistics = {name: _moments(values) for name, values in numbers.items()}
         statistics |= {name: _image_moments(frames[:-1]) for name, frames in images.items()}
         metadata = {FACTS: facts, _STATISTICS: json.dumps(statistics).encode()}
-        table = self._arrow.table(columns, schema=schema.with_metadata(metadata))
-        sink = io.BytesIO()
-        self._parquet.write_table(table, sink)
-        write_new(path, sink.getvalue())
+        self._write(path, self._arrow.table(columns, schema=schema.with_metadata(metadata)))
 
     def _numbers(self, record: EpisodeRecord) -> dict[str, NDArray[Any]]:
-        steps = np.arange(record.length)
-        ends = np.zeros((2, record.length), np.bool_)
-        ends[:, -1] = record.terminated, record.truncated
+        steps, ends = np.arange(record.length), record.ends
         found: dict[str, Any] = {
             _STATE: None if record.vectors is None else record.vectors[:-1],
             "action": record.actions,
@@ -178,7 +173,10 @@ class LeRobotLayout(Layout):
             )
             start += length
         meta = whole / "meta"
-        self._write(meta / "episodes" / "chunk-000" / "file-000.parquet", self._rows(rows))
+        if not rows:
+            raise ConfigError("no episode is selected, expected one or more for the LeRobot layout")
+        table = self._arrow.Table.from_pylist(rows)
+        self._write(meta / "episodes" / "chunk-000" / "file-000.parquet", table)
         self._write(meta / "tasks.parquet", self._tasks())
         write_new(meta / "stats.json", json.dumps(_joined(statistics)).encode())
         write_new(meta / "info.json", json.dumps(self._info(len(parts), start), indent=2).encode())
@@ -192,11 +190,6 @@ class LeRobotLayout(Layout):
         sink = io.BytesIO()
         self._parquet.write_table(table, sink)
         write_new(path, sink.getvalue())
-
-    def _rows(self, rows: list[dict[str, Any]]) -> Arrow:
-        if not rows:
-            raise ConfigError("no episode is selected, expected one or more for the LeRobot layout")
-        return self._arrow.Table.from_pylist(rows)
 
     def _tasks(self) -> Arrow:
         """Return the table of tasks, whose index pandas finds in the metadata."""

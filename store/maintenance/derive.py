@@ -40,13 +40,12 @@ from avtd3.store.format.layout import (
 from avtd3.store.format.manifest import FRAMES_CHECKSUMS, FileEntry, Limits, Manifest
 from avtd3.store.format.metadata import document_bytes, group_document
 from avtd3.store.maintenance.removal import (
-    MaintenanceProgress,
     MaintenanceReport,
     Problems,
     exclusive,
 )
 from avtd3.store.maps import publish_map, read_map
-from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.render.text import WorkProgress, file_size, join_lines, plural
 from avtd3.store.replaced import REPLACES, UPGRADE, episode_digests, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
@@ -201,13 +200,13 @@ class Derivation:
         verb: str,
         clock: Callable[[], float],
         should_stop: Callable[[], bool],
-        on_progress: Callable[[MaintenanceProgress], None],
+        on_progress: Callable[[WorkProgress], None],
     ) -> dict[str, Any]:
         """Make all missing segments anew; return the fields that the commands' reports share."""
         missing = self.missing
 
         def show(tally: DerivedTally) -> None:
-            on_progress(MaintenanceProgress(verb=verb, done=tally.done, total=len(missing)))
+            on_progress(WorkProgress(verb=verb, done=tally.done, total=len(missing)))
 
         stopped = self.run(missing, make, clock, should_stop, show)
         tally, problems = self.tally, Problems()
@@ -405,7 +404,7 @@ def upgrade(
     stream: str = "front",
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> UpgradeReport:
     """Make a dataset of format 2 with the same episodes, or add what is new to it.
 

@@ -18,7 +18,6 @@ from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
-    MaintenanceProgress,
     MaintenanceReport,
     Problems,
     exclusive,
@@ -27,7 +26,7 @@ from avtd3.store.maintenance.removal import (
     remove_leftovers,
 )
 from avtd3.store.maps import stored_maps
-from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.render.text import WorkProgress, file_size, join_lines, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
 
@@ -120,7 +119,7 @@ def prune(
     dry_run: bool = False,
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> PruneReport:
     """Remove the oldest segments that the config selects; without limits, all that it selects.
 
@@ -240,7 +239,7 @@ class _Pruning:
     def remove(
         self,
         should_stop: Callable[[], bool],
-        on_progress: Callable[[MaintenanceProgress], None],
+        on_progress: Callable[[WorkProgress], None],
     ) -> Iterator[Segment]:
         """Remove the chosen segments, a few at a time, and yield those that are removed."""
         total = len(self.chosen)
@@ -255,7 +254,7 @@ class _Pruning:
             remove(self._dataset, batch)
             yield from batch
             done = min(start + _AT_ONCE, total)
-            on_progress(MaintenanceProgress(verb="removed", done=done, total=total))
+            on_progress(WorkProgress(verb="removed", done=done, total=total))
 
     def report(self, gone: Sequence[Segment], *, dry_run: bool) -> PruneReport:
         """Return what was removed, or would be removed."""

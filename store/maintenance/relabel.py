@@ -22,11 +22,10 @@ from avtd3.store.maintenance.derive import (
     shared_line,
 )
 from avtd3.store.maintenance.removal import (
-    MaintenanceProgress,
     MaintenanceReport,
     exclusive,
 )
-from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.render.text import WorkProgress, file_size, join_lines, plural
 from avtd3.store.replaced import RELABEL
 from avtd3.store.seal import array_files
 from avtd3.store.segment import Segment
@@ -166,7 +165,7 @@ def relabel(
     factors: Sequence[Factor] = (),
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> RelabelReport:
     """Make a dataset of the same episodes with weighted reward terms, or add what is new to it.
 

@@ -12,7 +12,6 @@ from avtd3.store.dataset import Dataset, Refusal, Snapshot
 from avtd3.store.errors import SEGMENT_ERRORS, SegmentNotFoundError, SegmentUnreadableError
 from avtd3.store.files import canonical_json, storage_errors
 from avtd3.store.locks import ExclusiveLock
-from avtd3.store.render.text import plural
 from avtd3.store.replaced import ClaimChecker, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.staging import remove_segments
@@ -82,27 +81,6 @@ class Problems:
             else:
                 self.texts.append(str(problem))
                 self.unreadable += isinstance(problem, SegmentUnreadableError)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MaintenanceProgress:
-    """Progress of a maintenance command."""
-
-    verb: str
-    """What the command does, as a past participle."""
-    done: int
-    """Segments done."""
-    total: int
-    """Segments to do."""
-
-    @property
-    def fraction(self) -> float:
-        """Return the share of the segments that are done, in [0, 1]."""
-        return self.done / max(1, self.total)
-
-    def line(self) -> str:
-        """Format the progress as one line."""
-        return f"{self.verb} {self.done:,} of {plural(self.total, 'segment')}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
