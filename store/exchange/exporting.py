@@ -57,15 +57,10 @@ class ExportReport:
     """What `export_episodes` made."""
 
     dataset: str
-    """Path of the dataset."""
     out: str
-    """Path of the export."""
     layout: str
-    """Name of its layout."""
     episodes: int
-    """Episodes in it."""
     steps: int
-    """Steps in these episodes."""
     resumed: int
     """Episodes that an earlier run had exported."""
     kept: tuple[str, ...]

@@ -47,17 +47,11 @@ class ImportReport:
     """What `import_episodes` wrote."""
 
     source: str
-    """Path of the source."""
     layout: str
-    """Name of its layout."""
     digest: str
-    """SHA-256 of the source."""
     dataset: str
-    """Path of the dataset."""
     episodes: int
-    """Episodes that were written."""
     steps: int
-    """Steps in these episodes."""
     already_there: int
     """Episodes that the dataset had."""
     notices: tuple[str, ...]

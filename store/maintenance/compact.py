@@ -79,15 +79,10 @@ class CompactReport(MaintenanceReport):
     """What `compact` did, or would do."""
 
     dry_run: bool
-    """Whether nothing was changed."""
     segments_before: int
-    """Segments that readers saw before."""
     segments_after: int
-    """Segments that readers see now."""
     merged_segments: int
-    """Segments that were merged into others."""
     merged_steps: int
-    """Steps in the merged segments."""
     bytes_before: int
     """Size of the segments that were merged."""
     bytes_after: int

@@ -68,19 +68,13 @@ class PruneReport(MaintenanceReport):
     """What `prune` removed, or would remove."""
 
     dry_run: bool
-    """Whether nothing was changed."""
     segments_before: int
-    """Segments that readers saw before."""
     steps_before: int
-    """Steps of these segments."""
     bytes_before: int
-    """Size of these segments."""
     removed: tuple[str, ...]
     """Ids of the removed segments, oldest first."""
     removed_steps: int
-    """Steps of the removed segments."""
     removed_bytes: int
-    """Size of the removed segments."""
     pinned: int
     """Segments that were kept only because they are pinned."""
     mixed: int

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from avtd3.store.dataset import Dataset, Refusal, Snapshot
 from avtd3.store.errors import SEGMENT_ERRORS, SegmentNotFoundError, SegmentUnreadableError
-from avtd3.store.files import canonical_json, storage_errors
+from avtd3.store.files import canonical_json, parse_json, storage_errors
 from avtd3.store.locks import ExclusiveLock
 from avtd3.store.replaced import ClaimChecker, replaced_by
 from avtd3.store.segment import Segment
@@ -25,9 +24,7 @@ class Removal:
     """A segment that maintenance removed."""
 
     segment: str
-    """Its id."""
     digest: str
-    """Digest of its manifest."""
     replaced_by: str = ""
     """The segment that has all its episodes; empty if they were pruned."""
 
@@ -57,7 +54,7 @@ def read_removals(path: Path) -> dict[str, Removal]:
         return {}
     for line in lines:
         with contextlib.suppress(TypeError, ValueError):
-            removal = Removal(**json.loads(line))
+            removal = Removal(**parse_json(line, REMOVED_FILE))
             found[removal.segment] = removal
     return found
 

@@ -16,7 +16,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SpecError
 from avtd3.store.files import sha256
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.maps import map_path, read_map
 from avtd3.store.replaced import episode_digests
 from avtd3.store.world_record import WorldRecord, record_columns

@@ -13,7 +13,7 @@ from avtd3.collect.driving.reward import REWARD_TERMS
 from avtd3.configs.commands.options import parse_bytes, parse_seconds, parse_weights
 from avtd3.configs.load import load_section
 from avtd3.store.errors import ConfigError
-from avtd3.store.maintenance.relabel import Factor
+from avtd3.store.maintenance.derive import Factor
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Imports of what other tools wrote, and of files made to do harm."""
 
+import errno
 import io
 import json
 import os
@@ -15,7 +16,8 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, SpecError
+from avtd3.store.errors import ConfigError, SpecError, UnreadableError
+from avtd3.store.exchange import record
 from avtd3.store.exchange.importing import import_episodes
 from avtd3.store.exchange.record import MAX_EPISODE_BYTES, ImportConfig
 from avtd3.store.spec import ImageSpec
@@ -393,6 +395,9 @@ def test_other_harmful_npz_folders(tmp_path):
     folder = npz_with(tmp_path / "facts", "avtd3.npy", npy_header("|u1", (2,)) + b"{}")
     with pytest.raises(SpecError, match="not what avtd3 wrote"):
         import_episodes(folder, tmp_path / "data", "npz")
+    folder = npz_with(tmp_path / "words", "avtd3.npy", npy_header("<f4", (2,)) + bytes(8))
+    with pytest.raises(SpecError, match="expected a short text"):
+        import_episodes(folder, tmp_path / "data", "npz")
     folder = npz_with(tmp_path / "pipe", "a.npy", b"")
     (path,) = folder.glob("*.npz")
     path.unlink()
@@ -400,6 +405,19 @@ def test_other_harmful_npz_folders(tmp_path):
     with pytest.raises(ValueError, match="not a regular file"):
         import_episodes(folder, tmp_path / "data", "npz")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("layout", "name"), [("npz", "avtd3.json"), ("minari", "metadata.json")])
+def test_an_io_error_is_no_damage_of_the_source(tmp_path, monkeypatch, layout, name):
+    folder = npz_with(tmp_path / "source", "a.npy", b"")
+    (folder / name).write_text("{}")
+
+    def fail(path, _max_bytes):
+        raise OSError(errno.EIO, "the device failed", path)
+
+    monkeypatch.setattr(record, "read_json", fail)
+    with pytest.raises(UnreadableError, match="the device failed"):
+        import_episodes(folder, tmp_path / "data", layout)
 
 
 def claims_terabytes(file):

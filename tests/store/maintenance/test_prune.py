@@ -133,8 +133,16 @@ def test_pins_ask_for_names_that_are_there(tmp_path):
         list_pins(tmp_path / "none")
 
 
+UNREADABLE_PINS = ("", "[]", '{"pins": []}', '{"pins": {"a": {}}}', '{"pins": {"a":1}}')
+TIMES = ("1" + 400 * "0", "Infinity", "NaN")
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"pins": []}', '{"pins": {"a": {}}}', '{"pins": {"a":1}}']
+    "text",
+    [
+        *UNREADABLE_PINS,
+        *(f'{{"pins": {{"a": {{"note": "", "pinned_at": {time}}}}}}}' for time in TIMES),
+    ],
 )
 def test_nothing_is_removed_while_the_pins_cannot_be_read(tmp_path, text):
     dataset, _ = fill(tmp_path / "data", [[4], [4]])

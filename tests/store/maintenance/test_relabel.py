@@ -21,7 +21,7 @@ from avtd3.store.errors import (
     StorageError,
 )
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import Factor, relabel
+from avtd3.store.maintenance.derive import Factor, relabel
 from avtd3.store.render.audit_view import audit_text
 from avtd3.store.render.text import WorkProgress
 from avtd3.store.replaced import RELABEL, REPLACES
