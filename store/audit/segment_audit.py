@@ -44,9 +44,9 @@ from avtd3.store.files import is_directory, is_passing
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import SEGMENTS, raw_bytes
 from avtd3.store.format.manifest import Manifest
-from avtd3.store.maps import read_map
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.world_record import read_map
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
