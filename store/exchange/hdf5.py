@@ -324,9 +324,9 @@ class Hdf5Source(FileSource):
         elif last is None:
             self.notices.add("the observation after a terminal step repeats the one before it")
         if last is None:
-            last = {key: values[-1] for key, values in observed.items()}
+            last = {key: values[-1:] for key, values in observed.items()}
         if not is_cut:
-            observed = {k: np.concatenate([v, last[k][None]]) for k, v in observed.items()}
+            observed = {k: np.concatenate([v, last[k]]) for k, v in observed.items()}
         if not len(actions):
             return None
         joined, self.vector_names = join_vectors({key: observed[key] for key in vectors})
@@ -386,7 +386,7 @@ class _Demos:
         group = f"{self._demos[number]}/next_obs"
         if self._file.get(group) is None:
             return None
-        return {key: self._file.values(f"{group}/{key}", slice(-1, None))[0] for key in keys}
+        return {key: self._file.values(f"{group}/{key}", slice(-1, None)) for key in keys}
 
     def extra(self, number: int) -> dict[str, Any]:
         return self._file.extra(self._demos[number])
@@ -428,7 +428,7 @@ class _Flat:
             return None
         stop = self._rows[number][1]
         rows = self._file.values("next_observations", slice(stop - 1, stop))
-        return {key: rows[0] for key in keys}
+        return dict.fromkeys(keys, rows)
 
     def extra(self, number: int) -> dict[str, Any]:
         return {}

@@ -204,8 +204,10 @@ def _bounds(source: Source) -> tuple[list[float], list[float]]:
         low, high = (np.asarray(bound, np.float32) for bound in source.bounds)
         return low.tolist(), high.tolist()
     parts = [actions for n in range(source.count) if len(actions := source.actions(n))]
-    if len({part.shape[1] for part in parts}) != 1:
-        raise SpecError(f"{source.path}: the episodes have actions of different sizes")
+    sizes = {part.shape[1] for part in parts}
+    if len(sizes) != 1 or 0 in sizes:
+        found = f"actions of {sorted(sizes)} numbers"
+        raise SpecError(f"{source.path}: the episodes have {found}, expected one size above 0")
     low = np.min([part.min(axis=0) for part in parts], axis=0)
     high = np.max([part.max(axis=0) for part in parts], axis=0)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):

@@ -255,7 +255,7 @@ def _read_bounds(space: Any) -> tuple[NDArray[Any], NDArray[Any]] | None:  # noq
         raise SpecError(f"actions are {abbreviate(kind)}, expected a Box: TD3 needs numbers")
     try:
         low, high = (np.asarray(space[name], np.float64).ravel() for name in ("low", "high"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise SpecError(f"the bounds of the actions cannot be read: {error}") from error
     return (low, high) if np.isfinite([*low, *high]).all() else None
 

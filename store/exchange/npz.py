@@ -290,8 +290,8 @@ def _take(members: _Members, name: str) -> NDArray[Any]:
             "layout of DrQ-v2's replay buffer"
         )
     values = members.read(name)
-    if values.ndim == 0 or not len(values):
-        raise SpecError(f"{name} has shape {values.shape}, expected rows")
+    if values.ndim == 0 or not values.size:
+        raise SpecError(f"{name} has shape {values.shape}, expected rows of numbers")
     return values
 
 
