@@ -9,7 +9,6 @@ images as (T, H, W, C)), ``actions``, ``rewards`` and ``dones``
 
 import abc
 import contextlib
-import importlib
 import itertools
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import MissingPackageError, SpecError, abbreviate, install_command
+from avtd3.store.errors import MissingPackageError, SpecError, abbreviate, import_extra
 from avtd3.store.exchange.record import (
     EXTRA,
     FACTS,
@@ -50,12 +49,7 @@ _CHUNK_BYTES = 1 << 16
 
 def import_h5py() -> H5:
     """Import h5py, or say how to install it."""
-    try:
-        return importlib.import_module("h5py")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"HDF5 files need h5py; install it with {install_command('exchange')}"
-        ) from error
+    return import_extra("h5py", "exchange", "HDF5 files need")
 
 
 @contextlib.contextmanager

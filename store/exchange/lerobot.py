@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import ConfigError, MissingPackageError, install_command
+from avtd3.store.errors import ConfigError, import_extra
 from avtd3.store.exchange.record import DOCUMENT, FACTS, EpisodeRecord, Layout
 from avtd3.store.files import canonical_json, fsync_directory, remove_tree, write_new
 from avtd3.store.spec import EpisodeSpec
@@ -29,15 +29,6 @@ _TASK = "drive"
 _STATISTICS = "avtd3_statistics"
 Arrow: TypeAlias = Any
 """A table or schema of pyarrow, which has no types."""
-
-
-def _import_pyarrow() -> tuple[Arrow, Arrow]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"the LeRobot layout needs pyarrow; install it with {install_command('exchange')}"
-        ) from error
 
 
 class LeRobotLayout(Layout):
@@ -65,7 +56,8 @@ class LeRobotLayout(Layout):
                     f"images have {image.channels} planes, expected 1 or 3 for the LeRobot layout; "
                     f"export other streams than {name} (--stream)"
                 )
-        self._arrow, self._parquet = _import_pyarrow()
+        self._arrow = import_extra("pyarrow", "exchange", "the LeRobot layout needs")
+        self._parquet = importlib.import_module("pyarrow.parquet")
 
     def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
         """Write an episode into a new file; its rows are numbered when the whole is made."""

@@ -72,7 +72,7 @@ class NpzLayout(Layout):
 
     def part_name(self, number: int, episode: Episode) -> str:
         """Return the name of an episode's file, as DrQ-v2 gives it."""
-        start_s = min(max(episode.started_at, 0.0), _LAST_S)
+        start_s = min(max(0.0, episode.started_at), _LAST_S)  # of NaN, max returns the first
         stamp = datetime.fromtimestamp(start_s, UTC).strftime("%Y%m%dT%H%M%S")
         return f"{stamp}_{number}_{episode.length}.npz"
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from avtd3.store.errors import ConfigError, install_command
+from avtd3.store.errors import import_extra
 from avtd3.store.files import write_aside
 
 INK = (230, 234, 238)
@@ -217,10 +217,7 @@ def write_gif(
 
 def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
     """Write pictures, all of one size, both sides even, as an H.264 film in an MP4 file."""
-    try:
-        import av
-    except ImportError as error:
-        raise ConfigError(f"writing an MP4 needs PyAV: {install_command('video')}") from error
+    av = import_extra("av", "video", "writing an MP4 needs")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(min(max(1 / period_s, 0.001), 1000.0)).limit_denominator(1001)
@@ -230,8 +227,7 @@ def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -
             if not number:
                 stream.width, stream.height = picture.size
                 stream.pix_fmt = "yuv420p"
-            frame = av.VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]  # as shipped
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         container.mux(stream.encode(None))
     write_aside(path, buffer.getvalue())
 
