@@ -273,11 +273,10 @@ class Derivation:
         }
         entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
         manifest = Manifest(
-            **about,
+            **(about | segment.counts),
             files=entries | {new: segment.files[old] for new, old in kept.items()},
             provenance={**self._provenance(segment, now_s), **made.provenance},
             digest="",
-            **segment.counts,
         )
         files[MANIFEST_FILE] = manifest.sealed().to_bytes()
         target = self._new.segments_path / name

@@ -35,6 +35,7 @@ from avtd3.store.render.media import (
     font,
     scaled_image,
     sheet_width,
+    side_by_side,
     write_contact_sheet,
     write_gif,
     write_mp4,
@@ -446,7 +447,7 @@ def write_episode_sheet(episode: Episode, path: Path) -> None:
     else:
         shown, period_s = spread(episode, SHEET_FRAMES), episode.spec.control_period_s
         shots = ([frame_of(episode, n, name) for name in episode.spec.images] for n in shown)
-        pictures = [_side_by_side(frames, SHEET_PX) for frames in shots]
+        pictures = [side_by_side([scaled_image(f, SHEET_PX) for f in frames]) for frames in shots]
         captions = [f"{n * period_s:.1f} s" for n in shown]
     in_a_row = min(SHEET_COLUMNS, len(pictures))
     width = max(SHEET_COLUMNS * SHEET_PX, sheet_width(pictures[0].width, in_a_row) - 2 * GAP_PX)
@@ -496,19 +497,6 @@ def _channel_lines(episode: Episode, terminal: Terminal) -> Iterator[str]:
         yield f"  {line:<{widest}}  {drawn}"
 
 
-def _side_by_side(frames: Sequence[NDArray[np.uint8]], side_px: int) -> Image.Image:
-    """Draw the frames of all streams beside each other, the first one's longer side as given."""
-    parts = [scaled_image(frame, side_px) for frame in frames]
-    if len(parts) == 1:
-        return parts[0]
-    picture = Image.new("RGB", (sum(p.width for p in parts), max(p.height for p in parts)), PAPER)
-    left = 0
-    for part in parts:
-        picture.paste(part, (left, 0))
-        left += part.width
-    return picture
-
-
 def _filmstrip(episode: Episode, stream: str, terminal: Terminal) -> Iterator[str]:
     """Draw as many evenly spaced frames of a stream as fit side by side."""
     if episode.spec.streams:
@@ -537,8 +525,8 @@ def _pictures(episode: Episode, every: int) -> Iterator[Image.Image]:
     )
     streams = [played_frames(episode, every, name) for name in episode.spec.images]
     for observation in range(0, episode.length + 1, every):
-        frames = [next(frames) for frames in streams]
-        camera = _side_by_side(frames, PLAYED_PX) if frames else None
+        frames = [scaled_image(next(frames), PLAYED_PX) for frames in streams]
+        camera = side_by_side(frames) if frames else None
         width = plots.size[0] + (0 if camera is None else camera.width)
         picture = Image.new("RGB", (width + width % 2, PLAYED_PX + CAPTION_PX), PAPER)
         if camera is not None:

@@ -197,7 +197,8 @@ def write_gif(
     """Write pictures, all of one size, as an endless GIF; `colours` stay exact, however rare."""
     coming = iter(pictures)
     first = list(itertools.islice(coming, PALETTE_PICTURES))
-    chosen = _side_by_side(first).quantize(colors=GIF_COLOURS).getpalette() or []
+    quarter = side_by_side([picture.reduce(2) for picture in first])
+    chosen = quarter.quantize(colors=GIF_COLOURS).getpalette() or []
     palette = Image.new("P", (1, 1))
     palette.putpalette([*chosen[: 3 * GIF_COLOURS], *itertools.chain(*colours)])
     indexed = (
@@ -232,12 +233,14 @@ def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -
     write_aside(path, buffer.getvalue())
 
 
-def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return a quarter of each picture's pixels, in one row."""
-    small = [picture.reduce(2) for picture in pictures]
-    row = Image.new("RGB", (sum(p.width for p in small), small[0].height))
-    for number, picture in enumerate(small):
-        row.paste(picture, (number * picture.width, 0))
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures in one row, aligned at the top."""
+    size = sum(p.width for p in pictures), max(p.height for p in pictures)
+    row = Image.new("RGB", size, PAPER)
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width
     return row
 
 

@@ -328,7 +328,7 @@ def test_the_report_lists_what_is_not_exported(tmp_path, data):
 
 
 def test_a_start_that_is_not_a_number_names_a_file(data):
-    episode = types.SimpleNamespace(started_at=math.nan, length=3)
+    episode: Any = types.SimpleNamespace(started_at=math.nan, length=3)
     name = LAYOUTS["npz"](data.spec).part_name(0, episode)
     assert name == "19700101T000000_0_3.npz"
 
