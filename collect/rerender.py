@@ -33,12 +33,11 @@ from avtd3.store.maintenance.derive import (
     shared_line,
 )
 from avtd3.store.maintenance.removal import (
-    MaintenanceProgress,
     MaintenanceReport,
     Problems,
     exclusive,
 )
-from avtd3.store.render.text import join_lines, plural
+from avtd3.store.render.text import WorkProgress, join_lines, plural
 from avtd3.store.replaced import RENDER
 from avtd3.store.seal import (
     array_files,
@@ -124,7 +123,7 @@ def rerender(
     workers: int = 1,
     servers: CarlaConfig | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> RenderReport:
     """Make a dataset of the same episodes with other pictures, or add what is new to it.
 
@@ -151,7 +150,7 @@ def check_pictures(
     *,
     workers: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> RenderReport:
     """Draw the pictures of a dataset again, compare them with the stored ones, change nothing."""
     old = Dataset.open(source)
@@ -230,7 +229,7 @@ def _run(
     refused: Sequence[Refusal],
     workers: int,
     should_stop: Callable[[], bool],
-    on_progress: Callable[[MaintenanceProgress], None],
+    on_progress: Callable[[WorkProgress], None],
 ) -> RenderReport:
     total, is_check = len(whole.segments), whole.target is None
     count = max(1, min(workers, total))
@@ -242,7 +241,7 @@ def _run(
     def show(tallies: list[RenderTally | None]) -> None:
         done = sum(tally.derived.done for tally in tallies if tally is not None)
         verb = "compared" if is_check else "drew"
-        on_progress(MaintenanceProgress(verb=verb, done=done, total=total))
+        on_progress(WorkProgress(verb=verb, done=done, total=total))
 
     tallies, lost = run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
     known = [tally or RenderTally() for tally in tallies]

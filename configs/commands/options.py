@@ -26,7 +26,7 @@ from avtd3.configs.commands.console import (
 from avtd3.store.errors import ConfigError, WorldError, abbreviate
 
 if TYPE_CHECKING:
-    from avtd3.store.maintenance.relabel import Factor
+    from avtd3.store.maintenance.derive import Factor
 
 SCENARIOS = (
     "mixed roads, fair weather, 20 vehicles",
@@ -490,7 +490,7 @@ def _parse_weight(name: str, value: object) -> float:
 
 def _parse_factors(name: str, value: object) -> "Iterator[Factor]":
     """Yield the factors of an entry ``{weight: 0.5, factors: {r1: {below: -1, factor: 0}}}``."""
-    from avtd3.store.maintenance.relabel import Factor
+    from avtd3.store.maintenance.derive import Factor
 
     if not isinstance(value, dict):
         return

@@ -120,7 +120,7 @@ def relabel(
 
     Frames are hard-linked instead of copied where the file system allows it.
     """
-    from avtd3.store.maintenance.relabel import relabel as run
+    from avtd3.store.maintenance.derive import relabel as run
 
     numbers, factors = opt.parse_weights(weights)
     with running() as control:

@@ -17,7 +17,7 @@ from avtd3.store.errors import SegmentCorruptError, SpecError
 from avtd3.store.files import sha256
 from avtd3.store.format.manifest import Limits
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.replaced import episode_digests
 from avtd3.store.world_record import WorldRecord, map_path, read_map, record_columns
 from avtd3.store.writer import SegmentWriter
