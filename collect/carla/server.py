@@ -5,9 +5,9 @@ answer ("time-out of") or rejected the call. `calling` turns both into `WorldLos
 answer costs one episode.
 """
 
-import collections
 import contextlib
 import difflib
+import functools
 import importlib.metadata
 import socket
 import time
@@ -151,6 +151,8 @@ class Server:
             socket.create_connection((config.host, self.port), config.timeout_s).close()
         except OSError as error:
             return str(error.strerror or error).lower()
+        except UnicodeError as error:
+            return f"this is no name of a host ({error})"
         client = carla.Client(config.host, self.port)
         client.set_timeout(config.timeout_s)
         try:
@@ -321,8 +323,8 @@ class Towns:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._loaded = ""
-        self._known: collections.OrderedDict[str, Town] = collections.OrderedDict()
+        self._loaded: tuple[str, str] | None = None
+        self._prepared = functools.lru_cache(_CACHED_TOWNS)(self._prepare)
 
     def is_loaded(self, scenario: Scenario, seed: int) -> bool:
         """Return whether the server is known to have loaded an episode's roads."""
@@ -339,16 +341,10 @@ class Towns:
         """
         key = _key(scenario, seed)
         if self._loaded != key:
-            self._loaded = ""
-            self._load(scenario, key)
+            self._loaded = None
+            self._load(scenario, key[0])
             self._loaded = key
-        if key not in self._known:
-            is_generated = scenario.town == GENERATED
-            self._known[key] = self._prepare(Path(key).stem, is_generated)
-            if len(self._known) > _CACHED_TOWNS:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+        return self._prepared(key, scenario.town == GENERATED)
 
     def _load(self, scenario: Scenario, key: str) -> None:
         if scenario.town == GENERATED:
@@ -409,12 +405,12 @@ class Towns:
             paths = self._server.client.get_available_maps()
         return sorted({path.rpartition("/")[2] for path in paths})
 
-    def _prepare(self, name: str, is_generated: bool) -> Town:
+    def _prepare(self, key: tuple[str, str], is_generated: bool) -> Town:
         limit_s = self._server.config.load_timeout_s
         with self._server.calling("return its roads", limit_s=limit_s):
             found = self._server.world.get_map()
             xodr, on_server = found.to_opendrive(), found.name.rpartition("/")[2]
-            network = RoadNetwork.from_opendrive(name, xodr, is_trusted=is_generated)
+            network = RoadNetwork.from_opendrive(Path(key[0]).stem, xodr, is_trusted=is_generated)
             raster = Raster.paint(network, PIXEL_M)
             return Town(network=network, raster=raster, text=xodr, name=on_server)
 
@@ -424,7 +420,7 @@ class Towns:
         Raises:
             ConfigError: The server does not have it, or has another map of this name.
         """
-        self._loaded = ""
+        self._loaded = None
         if name == BUILT:
             check_native(name, xodr)
             self._build(name, xodr)
@@ -440,12 +436,12 @@ class Towns:
             )
 
 
-def _key(scenario: Scenario, seed: int) -> str:
-    """Return the identity of a town; its stem is the name of the town."""
+def _key(scenario: Scenario, seed: int) -> tuple[str, str]:
+    """Return name and file of a town, which identify it; towns of one name may have several."""
     if scenario.town == GENERATED:
         kind, number = draw_network(scenario, seed)
-        return f"{kind}-{number:06d}"
-    return scenario.town
+        return f"{kind}-{number:06d}", ""
+    return scenario.town, scenario.xodr
 
 
 def is_timeout(error: RuntimeError) -> bool:

@@ -176,7 +176,10 @@ class Simulator:
 
 
 def _arguments(command: str, port: int) -> list[str]:
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise WorldError(f"--server-command {command!r} cannot be read: {error}") from error
     if not words or shutil.which(words[0]) is None:
         raise WorldError(
             f"--server-command {command!r}: {words[0] if words else 'nothing'} is not a program "

@@ -168,9 +168,16 @@ def test_another_server_on_the_port_is_left_alone(run, command, port):
         socket.create_connection(("127.0.0.1", port)).close()
 
 
-@pytest.mark.parametrize("command", ["no/such/CarlaUE4.sh -RenderOffScreen", ""])
-def test_a_command_that_does_not_exist_is_one_clear_error(command, port):
-    with pytest.raises(WorldError, match="is not a program that can be run"):
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("no/such/CarlaUE4.sh -RenderOffScreen", "is not a program that can be run"),
+        ("", "is not a program that can be run"),
+        ("CarlaUE4.sh '-RenderOffScreen", "cannot be read: No closing quotation"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_one_clear_error(command, problem, port):
+    with pytest.raises(WorldError, match=problem):
         Simulator(configured(command), port)
 
 
