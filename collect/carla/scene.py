@@ -243,7 +243,7 @@ class CarlaViews:
         self._views = {name: BirdsEye(stream) for name, stream in scene.views().items()}
         line = None if scene.route is None else route_line(scene.route)
         for view in self._views.values():
-            view.show(raster, line)
+            view.reset(raster, None, None, line)
         self._shapes = np.array([body[2:4] for body in scene.bodies]).reshape(-1, 2)
 
     def draw(

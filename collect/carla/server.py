@@ -151,8 +151,6 @@ class Server:
             socket.create_connection((config.host, self.port), config.timeout_s).close()
         except OSError as error:
             return str(error.strerror or error).lower()
-        except UnicodeError as error:
-            return f"this is no name of a host ({error})"
         client = carla.Client(config.host, self.port)
         client.set_timeout(config.timeout_s)
         try:

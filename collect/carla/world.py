@@ -274,7 +274,9 @@ class CarlaWorld:
             self._starts = simulator.starts
         elif self._losses > 1:
             config = self.config
-            time.sleep(min(config.backoff_s * 2 ** (self._losses - 2), config.backoff_max_s))
+            # A float, which 2 ** 1024 is not.
+            doubled_s = config.backoff_s * 2.0 ** min(self._losses - 2, 30)
+            time.sleep(min(doubled_s, config.backoff_max_s))
 
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
         """Drive for one control period; see `World.step`."""

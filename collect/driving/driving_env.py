@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.drivers import Driver, WanderingDriver
-from avtd3.collect.driving.expert import Expert, ExpertConfig
+from avtd3.collect.driving.expert import Expert, ExpertConfig, TakeoverConfig, TakeoverDriver
 from avtd3.collect.driving.reward import StepFacts
-from avtd3.collect.driving.takeover import TakeoverConfig, TakeoverDriver
 from avtd3.collect.driving.task import DrivingTask, TaskConfig
 from avtd3.collect.driving.world import (
     RecordingWorld,

@@ -79,28 +79,22 @@ class ObservationConfig:
     @property
     def names(self) -> tuple[str, ...]:
         """Name with unit of each number of the vector."""
-        return self._vector_names + tuple(f"command_{name}" for name in COMMANDS * self.command)
+        names = ["speed_mps"]
+        if self.vector == "full":
+            numbers = range(1, self.waypoints + 1)
+            names += ["lateral_m", "heading_rad"]
+            names += [f"waypoint_{i:02d}_{axis}_m" for i in numbers for axis in ("x", "y")]
+        return (*names, *(f"command_{name}" for name in COMMANDS * self.command))
 
     @property
     def scales(self) -> tuple[float, ...]:
         """Physical value stored as 1.0, for each number; smaller sideways: roads bend little."""
-        return self._vector_scales + (1.0,) * (len(COMMANDS) * self.command)
-
-    @property
-    def _vector_names(self) -> tuple[str, ...]:
-        if self.vector == "speed":
-            return ("speed_mps",)
-        points = (f"waypoint_{i:02d}" for i in range(1, self.waypoints + 1))
-        pairs = (f"{point}_{axis}_m" for point in points for axis in ("x", "y"))
-        return ("speed_mps", "lateral_m", "heading_rad", *pairs)
-
-    @property
-    def _vector_scales(self) -> tuple[float, ...]:
-        if self.vector == "speed":
-            return (SPEED_SCALE_MPS,)
-        horizon = self.waypoints * self.waypoint_spacing_m
-        pair = (horizon, 0.4 * horizon)
-        return (SPEED_SCALE_MPS, LATERAL_SCALE_M, HEADING_SCALE_RAD, *(pair * self.waypoints))
+        scales = [SPEED_SCALE_MPS]
+        if self.vector == "full":
+            horizon = self.waypoints * self.waypoint_spacing_m
+            scales += [LATERAL_SCALE_M, HEADING_SCALE_RAD]
+            scales += [horizon, 0.4 * horizon] * self.waypoints
+        return (*scales, *[1.0] * (len(COMMANDS) * self.command))
 
 
 class VectorBuilder:

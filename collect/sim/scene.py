@@ -176,6 +176,8 @@ def parse_route(value: Any) -> list[list[int]] | None:  # noqa: ANN401 - any JSO
         raise ValueError("route is no pair of equally long lists")
     if not all(type(step) is int and abs(step) < _FAR_STEPS for axis in value for step in axis):
         raise ValueError("route has a step that is no whole number of millimetres")
+    if not np.abs(np.diff(route_line(value))).sum() < _MOST:
+        raise ValueError(f"route is longer than {_MOST:g} m")
     return [list(axis) for axis in value]
 
 

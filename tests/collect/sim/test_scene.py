@@ -184,6 +184,8 @@ def test_changes_that_are_impossible_are_refused(changes, message):
         ("random", {"state": "1", "inc": "1", "has_uint32": 0, "uinteger": 10**400}),
         ("camera", {"height_m": 1e308}),
         ("camera", {"height": 10**400}),
+        ("route", [[0, 2**39], [0, 0]]),
+        ("route", [[2**39] * 500, [0] * 500]),
     ],
 )
 def test_a_setup_that_cannot_be_drawn_is_one_error(episode, key, value):
