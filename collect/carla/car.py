@@ -12,7 +12,7 @@ import functools
 import math
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import carla
@@ -65,11 +65,8 @@ class Pose:
 class Car:
     """The driven vehicle, spawned at a start where the road has a height of `ground_m`.
 
-    `colour` is its attribute ``color``; None for that of the blueprint.
-
-    Raises:
-        WorldLost: The server did not answer; with reason ``spawn_refused``: the place is occupied.
-        ConfigError: The server has no such vehicle.
+    `colour` is its attribute ``color``; None for that of the blueprint. `WorldLost` with the reason
+    ``spawn_refused`` says that the place is occupied.
     """
 
     def __init__(
@@ -214,6 +211,20 @@ class Car:
                 REJECTED,
             )
         return pose
+
+
+def spawn_car(server: Server, places: Iterable[tuple[Start, float]]) -> tuple[Car, int]:
+    """Spawn the car at the first place that is free, of starts with their heights; return which."""
+    refused: WorldLost | None = None
+    for number, (start, ground_m) in enumerate(places):
+        try:
+            return Car(server, start, ground_m), number
+        except WorldLost as error:
+            if error.reason != "spawn_refused":
+                raise
+            refused = error
+    assert refused is not None, "there is at least one place"
+    raise refused
 
 
 class Motion:
@@ -414,14 +425,10 @@ class Contact(NamedTuple):
 
 
 class Sensors:
-    """Cameras, a collision and a lane invasion sensor, mounted on a car.
+    """Cameras and, with `has_events`, a collision and a lane invasion sensor, mounted on a car.
 
-    Args:
-        server: The server.
-        car: The car.
-        mountings: Where each camera is, by name of its stream; ``image`` is the only one of a
-            configuration without streams.
-        has_events: False for cameras only.
+    `mountings` say where each camera is, by name of its stream; ``image`` is the only one of a
+    configuration without streams.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ aborts processes that exit normally.
 
 import faulthandler
 import itertools
+import math
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.carla.car import Car, Sensors
+from avtd3.collect.carla.car import Car, Sensors, spawn_car
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.doctor import FAILED, OK, WARNING, Finding
 from avtd3.collect.carla.server import BUSY, ReportPhase, Server, Settings
@@ -90,7 +91,10 @@ class Checkup:
         with server.calling("return its map", limit_s=server.config.load_timeout_s):
             found = server.world.get_map()
             places, roads = found.get_spawn_points(), len(found.get_topology())
-        self._places = places[:_PLACES]
+        self._places = [
+            (Start(x_m=at.x, y_m=at.y, yaw_rad=math.radians(turn.yaw), speed_mps=0.0), at.z)
+            for at, turn in ((place.location, place.rotation) for place in places[:_PLACES])
+        ]
         if not roads or not places:
             text = f"{found.name} has {roads} roads and {len(places)} places for cars"
             return _result("map", text, FAILED, "load another map, such as Town01")
@@ -115,7 +119,8 @@ class Checkup:
 
     def camera(self) -> CheckResult:
         """Check that a car's camera sends a picture for every frame."""
-        self._car = car = self._spawn()
+        self._car, _ = spawn_car(self.server, self._places)
+        car = self._car
         # Assigned before it listens, so that `close` also removes a camera that stalls.
         mounting = draw_mounting(self.server.config.camera, np.random.default_rng(0))
         self._sensors = sensors = Sensors(self.server, car, {IMAGE: mounting})
@@ -128,20 +133,6 @@ class Checkup:
             return Finding("camera", OK, text), picture
         fix = "view --image; start the server with -RenderOffScreen, not with -nullrhi"
         return Finding("camera", WARNING, f"{text}, but without contrast", fix), picture
-
-    def _spawn(self) -> Car:
-        refused: WorldLost | None = None
-        for place in self._places:
-            spot, yaw_rad = place.location, float(np.radians(place.rotation.yaw))
-            start = Start(x_m=spot.x, y_m=spot.y, yaw_rad=yaw_rad, speed_mps=0.0)
-            try:
-                return Car(self.server, start, spot.z)
-            except WorldLost as error:
-                if error.reason != "spawn_refused":
-                    raise
-                refused = error
-        assert refused is not None, "there are places"
-        raise refused
 
     def speed(self) -> CheckResult:
         """Measure how fast the server advances, with a camera."""

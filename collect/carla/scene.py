@@ -265,13 +265,7 @@ class CarlaViews:
 
 
 class CarlaRenderer:
-    """Draws the pictures of recorded episodes of one dataset; a server takes those of cameras.
-
-    Args:
-        dataset: Path of the dataset.
-        config: How to reach the server.
-        port: Port of the server.
-    """
+    """Draws the pictures of recorded episodes of one dataset; a server takes those of cameras."""
 
     def __init__(self, dataset: Path, config: CarlaConfig, port: int) -> None:
         self._dataset, self._client = dataset, ClientProcess(config, port, "replay")
@@ -286,12 +280,7 @@ class CarlaRenderer:
     ) -> Iterator[dict[str, NDArray[np.uint8]]]:
         """Draw the frames of an episode, one of each stream for each of its observations.
 
-        Raises:
-            DatasetError: The dataset lacks the road network's text.
-            RoadError: The road network cannot be used.
-            SpecError: The route is needed and not known.
-            ConfigError: The server has another map, or lacks a blueprint.
-            WorldError: The server cannot be used.
+        Raise ConfigError if the server has another map, or lacks a blueprint.
         """
         views = CarlaViews(scene, self._raster(scene.map)) if scene.views() else None
         taken = self._taken(scene, record) if scene.mountings() else None

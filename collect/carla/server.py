@@ -73,12 +73,7 @@ class Server:
 
     @contextlib.contextmanager
     def calling(self, what: str, *, limit_s: float | None = None) -> Iterator[None]:
-        """Turn the client's errors into `WorldLost`, and report the phase.
-
-        Args:
-            what: The call, to complete "the server did not ...".
-            limit_s: Timeout of each call inside; None for the configured one.
-        """
+        """Turn the client's errors into `WorldLost`: the server did not do `what` in `limit_s`."""
         self.phase(what, limit_s)
         if limit_s:
             self.client.set_timeout(limit_s)
@@ -118,10 +113,6 @@ class Server:
         """Connect to the server; retry for `CarlaConfig.connect_timeout_s`.
 
         A client never recovers from a server that was not there, so each attempt has a new one.
-
-        Raises:
-            WorldLost: No server answers.
-            WorldError: The server has another version.
         """
         config, begun_s, tries, pause_s = self.config, time.monotonic(), 0, self.config.backoff_s
         while problem := self._try_connecting():
@@ -236,9 +227,7 @@ class Server:
         """Return the ids of the actors that a crashed run of avtd3 has left, sensors first.
 
         The driven car has the role name of any other; the sensors that are mounted on it have ours.
-
-        Raises:
-            WorldLost: The server did not answer; with reason `BUSY`: another client drives there.
+        Raise WorldLost with the reason `BUSY` if another client drives there.
         """
         if self.settings()["synchronous_mode"] and self._hears_ticks():
             raise self._busy("another client ticks it, in synchronous mode")
@@ -332,10 +321,6 @@ class Towns:
         """Load an episode's roads on the server and return them.
 
         No traffic manager may exist: the client would crash.
-
-        Raises:
-            ConfigError: The server has no map of that name.
-            RoadError: The roads cannot be used.
         """
         key = _key(scenario, seed)
         if self._loaded != key:
@@ -413,11 +398,7 @@ class Towns:
             return Town(network=network, raster=raster, text=xodr, name=on_server)
 
     def show(self, name: str, xodr: str) -> None:
-        """Load the recorded map of a name, whose OpenDRIVE text is given.
-
-        Raises:
-            ConfigError: The server does not have it, or has another map of this name.
-        """
+        """Load the recorded map of a name; raise ConfigError if its OpenDRIVE text is another."""
         self._loaded = None
         if name == BUILT:
             check_native(name, xodr)

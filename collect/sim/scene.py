@@ -98,10 +98,9 @@ class Scene(NamedTuple):
             "weather": dataclasses.asdict(self.weather),
             "random": dict(self.random),
             "actors": [list(shape) for shape in self.actors],
-            **({} if self.frames is None else {"frames": list(self.frames)}),
-            **({} if self.route is None else {"route": [list(axis) for axis in self.route]}),
         }
-        return {**setup, "streams": streams} if streams else setup
+        optional = {"frames": self.frames, "route": self.route, "streams": streams or None}
+        return setup | {name: value for name, value in optional.items() if value is not None}
 
     @classmethod
     def parse(cls, setup: Mapping[str, Any]) -> "Scene":
@@ -309,13 +308,7 @@ class SceneRenderer:
         return Raster.paint(RoadNetwork.from_opendrive(digest[:12], text), pixel_m)
 
     def frames(self, scene: Scene, record: WorldRecord) -> Iterator[dict[str, NDArray[np.uint8]]]:
-        """Draw the frames of an episode, one of each stream for each of its observations.
-
-        Raises:
-            DatasetError: The dataset lacks the road network's text.
-            RoadError: The road network cannot be used.
-            SpecError: The scene does not number all pictures.
-        """
+        """Draw the frames of an episode, one of each stream for each of its observations."""
         drawn = scene.frames or range(len(record.ego))
         if len(drawn) != len(record.ego):
             raise SpecError(f"the state numbers {len(drawn)} frames, expected {len(record.ego)}")
