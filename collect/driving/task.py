@@ -182,10 +182,10 @@ class TaskStep:
 class DrivingTask:
     """The state of the driving task within one episode.
 
-    `reset` sets the `route` and the newest `frame`; `best_m`, the largest distance along the route
-    that the car has reached; `standing_s`, the seconds for which it has been standing with no
-    vehicle close ahead; and `reason`, why the episode ended, which is empty until then. `period_s`
-    is the control period in seconds.
+    `reset` sets the `route`, the newest `frame` and the number of `steps`; `best_m`, the largest
+    distance along the route that the car has reached; `standing_s`, the seconds for which it has
+    been standing with no vehicle close ahead; and `reason`, why the episode ended, which is empty
+    until then. `period_s` is the control period in seconds.
     """
 
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
@@ -237,7 +237,7 @@ class DrivingTask:
         self._widths: list[float] = route.lane_width_m.tolist()
         self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=0.0)
         self.best_m = self._at.distance_m
-        self._steps, self.standing_s = 0, 0.0
+        self.steps, self.standing_s = 0, 0.0
         self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * route.length_m
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
@@ -251,7 +251,7 @@ class DrivingTask:
         before_m = self._at.distance_m
         self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=before_m)
         self.best_m = max(self.best_m, self._at.distance_m)
-        self._steps += 1
+        self.steps += 1
         heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
         off_route = abs(self._at.lateral_m) > self.config.max_lateral_m
         terminated, truncated, self.reason = self._end(frame, off_route)
@@ -290,7 +290,7 @@ class DrivingTask:
         if self.best_m >= self._goal_m:
             return True, False, SUCCESS_REASON
         # Half a period of slack: 60 s are 1 200 steps of 0.05 s, whatever the sum rounds to.
-        if (self._steps + 0.5) * self.period_s > self._time_limit_s:
+        if (self.steps + 0.5) * self.period_s > self._time_limit_s:
             return False, True, "time_limit"
         stands = abs(frame.vehicle.speed_mps) < _STANDING_MPS and frame.lead_gap_m > _LEAD_CLOSE_M
         self.standing_s = self.standing_s + self.period_s if stands else 0.0

@@ -250,7 +250,8 @@ class SceneChanges:
     @staticmethod
     def generator(seed: int) -> np.random.Generator:
         """Return what draws the weather: another stream than those of the episode itself."""
-        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)).spawn(1)[0])
+        bits = seed & (1 << 64) - 1  # a stored seed may be negative
+        return np.random.default_rng(np.random.SeedSequence(bits, spawn_key=(1,)).spawn(1)[0])
 
 
 def _check_settings(settings: Mapping[str, Any], camera: CameraConfig) -> None:

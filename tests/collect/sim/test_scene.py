@@ -139,7 +139,7 @@ def test_changes_of_the_camera_change_the_pictures_alone(episode):
 def test_another_weather_is_the_same_for_the_same_seed(episode):
     folder, frames, record = episode
     night = SceneChanges(weather="night")
-    one, two, other = (redraw(folder, record, night, seed) for seed in (3, 3, 4))
+    one, two, other = (redraw(folder, record, night, seed) for seed in (3, 3, -4))
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
     assert np.mean(one) < 0.5 * np.mean(frames)
