@@ -31,9 +31,8 @@ from avtd3.collect.sim.scene import (
 )
 from avtd3.collect.sim.streams import FROM_ABOVE, BirdsEye, StreamCamera, route_line
 from avtd3.store.errors import WorldLost, abbreviate
-from avtd3.store.maps import read_map
 from avtd3.store.spec import IMAGE
-from avtd3.store.world_record import MAX_ACTORS, POSITION_STEPS_PER_M, WorldRecord
+from avtd3.store.world_record import MAX_ACTORS, POSITION_STEPS_PER_M, WorldRecord, read_map
 
 CARLA = "carla"
 """Name of the world in a record's setup."""

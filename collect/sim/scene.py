@@ -24,9 +24,13 @@ from avtd3.collect.sim.boxes import CarPose, Shapes
 from avtd3.collect.sim.camera import CameraConfig
 from avtd3.collect.sim.streams import StreamCamera, StreamDrawer, open_drawer, route_line
 from avtd3.store.errors import ConfigError, SpecError, abbreviate
-from avtd3.store.maps import read_map
 from avtd3.store.spec import IMAGE
-from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M, WorldRecord
+from avtd3.store.world_record import (
+    ANGLE_STEPS_PER_RAD,
+    POSITION_STEPS_PER_M,
+    WorldRecord,
+    read_map,
+)
 
 ROAD = "road"
 """Name of the built-in simulator in a record's setup."""

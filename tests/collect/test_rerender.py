@@ -20,8 +20,8 @@ from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maps import stored_maps
 from avtd3.store.segment import Segment
+from avtd3.store.world_record import stored_maps
 from avtd3.store.writer import WriterConfig
 
 pytestmark = pytest.mark.usefixtures("maps_without_own_process")

@@ -20,8 +20,7 @@ from avtd3.collect.sim.scene import (
 )
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, SpecError
-from avtd3.store.maps import publish_map
-from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M
+from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M, publish_map
 
 pytestmark = pytest.mark.usefixtures("maps_without_own_process")
 
