@@ -176,8 +176,9 @@ _POLL_S = 0.5
 
 def main(descriptor: int, parent: int) -> None:
     """Serve one parent, whose process id is given, until it sends ``close`` or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides
+    # A terminal or SLURM sends these to all processes; the parent decides.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     pipe: Connection[Any, Any] = Connection(descriptor)
     try:

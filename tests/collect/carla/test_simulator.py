@@ -13,6 +13,7 @@ import pytest
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.world import Simulator
 from avtd3.store.errors import WorldError, WorldLost
+from avtd3.tests.collect.carla.worlds import ignored
 
 LISTENER = """
 import signal, socket, subprocess, sys, time
@@ -95,6 +96,13 @@ def test_it_starts_a_server_once_and_stops_it_with_its_children(run, command, po
     simulator.close()
     assert group(pid) == []
     assert simulator.pid is None
+
+
+def test_signals_that_ask_a_collector_to_stop_do_not_end_its_server(run, command):
+    simulator = run(command)
+    simulator.ensure()
+    for pid in (simulator.pid, simulator._guardian.pid):
+        assert ignored(pid) >= {signal.SIGHUP, signal.SIGUSR1}
 
 
 def test_a_server_that_died_is_restarted_and_its_children_are_stopped(run, command):

@@ -1,9 +1,12 @@
 """CARLA worlds on the test server, with small scenarios."""
 
 import contextlib
+import re
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +66,13 @@ def kinds(server):
     """Return the types of the actors on a server, without the spectator."""
     actors = server.record()["actors"]
     return sorted(actor["type"] for actor in actors if actor["type"] != "spectator")
+
+
+def ignored(pid):
+    """Return the signals that a process ignores."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = int(re.search(r"^SigIgn:\s*(\w+)", status, re.MULTILINE)[1], 16)
+    return {number for number in signal.Signals if mask >> (number - 1) & 1}
 
 
 def until(condition):
