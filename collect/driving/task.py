@@ -240,9 +240,8 @@ class DrivingTask:
         self.steps, self.standing_s = 0, 0.0
         self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * route.length_m
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
-        heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
         self._builder = VectorBuilder(self.config.observation, route)
-        return self._builder.build(vehicle, self._at, heading)
+        return self._builder.build(vehicle, self._at, self.heading_rad)
 
     def advance(self, frame: WorldFrame) -> TaskStep:
         """Compute observation, reward and end of the step that led to a frame."""
@@ -252,7 +251,7 @@ class DrivingTask:
         self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=before_m)
         self.best_m = max(self.best_m, self._at.distance_m)
         self.steps += 1
-        heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
+        heading = self.heading_rad
         off_route = abs(self._at.lateral_m) > self.config.max_lateral_m
         terminated, truncated, self.reason = self._end(frame, off_route)
         # The lane's width at the route's point behind the car: points are 1 m apart.
