@@ -115,7 +115,7 @@ class Scene(NamedTuple):
                 "built-in simulator can be drawn again"
             )
         with reading_setup():
-            weather = {
+            weather: dict[str, Any] = {
                 name: value if name == "name" and isinstance(value, str) else _number(value)
                 for name, value in setup["weather"].items()
             }

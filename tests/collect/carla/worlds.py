@@ -71,8 +71,8 @@ def kinds(server):
 def ignored(pid):
     """Return the signals that a process ignores."""
     status = Path(f"/proc/{pid}/status").read_text()
-    mask = int(re.search(r"^SigIgn:\s*(\w+)", status, re.MULTILINE)[1], 16)
-    return {number for number in signal.Signals if mask >> (number - 1) & 1}
+    (mask,) = re.findall(r"^SigIgn:\s*(\w+)", status, re.MULTILINE)
+    return {number for number in signal.Signals if int(mask, 16) >> (number - 1) & 1}
 
 
 def until(condition):
