@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.carla.car import Car, Sensors, spawn_car
-from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.car import Sensors, spawn_car
 from avtd3.collect.carla.doctor import FAILED, OK, WARNING, Finding
-from avtd3.collect.carla.server import BUSY, ReportPhase, Server, Settings
-from avtd3.collect.carla.session import Replay, Session
+from avtd3.collect.carla.server import BUSY
+from avtd3.collect.carla.session import Replay, Session, Visit
 from avtd3.collect.maps.camera_mounting import draw_mounting
 from avtd3.collect.maps.episode_setup import Start
 from avtd3.store.errors import Avtd3Error, WorldLost
@@ -39,18 +38,11 @@ _PLACES = 10
 _MIN_CONTRAST = 1.0
 
 
-class Checkup:
+class Checkup(Visit):
     """Checks of one server, in the order of `avtd3.collect.carla.doctor.CHECKS`.
 
     Every check raises `WorldLost` if the server does not answer.
     """
-
-    def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
-        self.server = Server(config, port, report_phase)
-        self._period_s = config.control_period_s
-        self._found: Settings | None = None
-        self._car: Car | None = None
-        self._sensors: Sensors | None = None
 
     def connection(self) -> CheckResult:
         """Check that there is a server, of the client's version."""
@@ -103,19 +95,23 @@ class Checkup:
 
     def steps(self) -> CheckResult:
         """Check that the server advances by our steps, one frame each."""
+        period_s = self.config.control_period_s
         self.server.synchronise()
         snapshots = [self.server.tick() for _ in range(_CHECK_STEPS)]
-        worst_s = max(abs(s.timestamp.delta_seconds - self._period_s) for s in snapshots)
+        worst_s = max(abs(s.timestamp.delta_seconds - period_s) for s in snapshots)
         gaps = sum(b.frame - a.frame != 1 for a, b in itertools.pairwise(snapshots))
-        if worst_s > 1e-3 * self._period_s or gaps:
+        if worst_s > 1e-3 * period_s or gaps:
             return _result(
                 "steps",
-                f"{_CHECK_STEPS} steps of {self._period_s:g} s: {gaps} gaps between frames, "
+                f"{_CHECK_STEPS} steps of {period_s:g} s: {gaps} gaps between frames, "
                 f"periods up to {worst_s:.3g} s off",
                 FAILED,
                 "another client may tick the server too: stop it, or start another server",
             )
-        return _result("steps", f"{_CHECK_STEPS} steps of {self._period_s:g} s in synchronous mode")
+        return _result(
+            "steps",
+            f"{_CHECK_STEPS} steps of {period_s:g} s in synchronous mode",
+        )
 
     def camera(self) -> CheckResult:
         """Check that a car's camera sends a picture for every frame."""
@@ -137,39 +133,24 @@ class Checkup:
     def speed(self) -> CheckResult:
         """Measure how fast the server advances, with a camera."""
         assert self._sensors is not None, "comes after the camera"
-        begun_s, steps = time.monotonic(), 0
+        period_s, begun_s, steps = self.config.control_period_s, time.monotonic(), 0
         while steps < _SPEED_STEPS and time.monotonic() - begun_s < _SPEED_S:
             self.server.phase("advance by a step")
             self._sensors.pictures(self.server.tick().frame)
             steps += 1
         per_s = steps / (time.monotonic() - begun_s)
-        text = f"{per_s:.0f} steps/s with a camera, {per_s * self._period_s:.1f} x real time"
-        if per_s * self._period_s < 1.0:
+        text = f"{per_s:.0f} steps/s with a camera, {per_s * period_s:.1f} x real time"
+        if per_s * period_s < 1.0:
             fix = "collection is slower than real time: try -quality-level=Low or fewer vehicles"
             return _result("speed", text, WARNING, fix)
         return _result("speed", text)
-
-    def close(self) -> bool:
-        """Remove our actors and restore the server's settings; return whether that succeeded."""
-        server = self.server
-        try:
-            if self._sensors is not None:
-                self._sensors.close()
-            if self._car is not None and not server.is_gone:
-                server.destroy([self._car.id])
-            if self._found is not None and not server.is_gone:
-                server.apply(self._found)
-        except WorldLost:
-            return False
-        return not server.is_gone
 
 
 def _result(check: str, text: str, state: str = OK, fix: str = "") -> CheckResult:
     return Finding(check, state, text, fix), None
 
 
-_Work = Session | Replay | Checkup
-WORK: dict[str, type[_Work]] = {"session": Session, "replay": Replay, "checkup": Checkup}
+WORK: dict[str, type[Visit]] = {"session": Session, "replay": Replay, "checkup": Checkup}
 """Episodes, pictures of recorded ones, or the checks of the doctor: each command is a method."""
 _POLL_S = 0.5
 
@@ -196,7 +177,7 @@ def main(descriptor: int, parent: int) -> None:
         session.close()
 
 
-def _serve(session: _Work, pipe: "Connection[Any, Any]") -> bool:
+def _serve(session: Visit, pipe: "Connection[Any, Any]") -> bool:
     """Answer one command; return whether more may follow."""
     number, name, arguments = pipe.recv()
     try:

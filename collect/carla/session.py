@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,7 +88,7 @@ class _Episode:
     is_rolling: bool = False
 
 
-class Visit(ABC):
+class Visit:
     """Work on one server, which has its settings back when `close` returns.
 
     `report_phase` is called before everything that may block.
@@ -118,9 +117,17 @@ class Visit(ABC):
         self._found = found
         return found
 
-    @abstractmethod
     def _release(self) -> None:
-        """Remove our actors."""
+        """Remove our actors: first the sensors, then the car."""
+        self._close_sensors()
+        car, self._car = self._car, None
+        if car is not None and not self.server.is_gone:
+            self.server.destroy([car.id])
+
+    def _close_sensors(self) -> None:
+        sensors, self._sensors = self._sensors, None
+        if sensors is not None:
+            sensors.close()
 
     def close(self) -> bool:
         """Remove our actors and restore the server's settings; return whether that succeeded."""
@@ -360,9 +367,7 @@ class Session(Visit):
         still has the vehicles, and crash the process.
         """
         self._episode = None
-        sensors, self._sensors = self._sensors, None
-        if sensors is not None:
-            sensors.close()
+        self._close_sensors()
         ids = self._traffic.release()
         car, self._car = self._car, None
         if car is not None:
@@ -530,17 +535,13 @@ class Replay(Visit):
 
     def _release(self) -> None:
         """Remove the actors of the episode, and let the traffic lights change again."""
-        sensors, self._sensors = self._sensors, None
-        if sensors is not None:
-            sensors.close()
-        ids = [number for number, _ in self._actors]
-        if self._car is not None and not ids:
-            ids = [self._car.id]
-        lights, self._actors, self._car, self._lights = self._lights, [], None, []
+        super()._release()
+        lights, others = self._lights, self._actors[1:]  # the first is the car
+        self._lights, self._actors = [], []
         if not self.server.is_gone:
             for light in lights[:1]:
                 light.freeze(False)
-            self.server.destroy(ids)
+            self.server.destroy([number for number, _ in others])
 
 
 def origin_of(

@@ -8,7 +8,7 @@ are equal.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -300,17 +300,22 @@ class SceneCameras:
         return {n: each.draw(car, poses, shapes, numbers) for n, each in self._drawers.items()}
 
 
+def map_painter(dataset: Path) -> Callable[[str, float], Raster]:
+    """Return a function of digest and side of a pixel that paints a stored map, with a cache."""
+
+    def paint(digest: str, pixel_m: float) -> Raster:
+        text = read_map(dataset, digest)
+        return Raster.paint(RoadNetwork.from_opendrive(digest[:12], text), pixel_m)
+
+    return functools.lru_cache(_CACHED_MAPS)(paint)
+
+
 class SceneRenderer:
     """Draws the pictures of recorded episodes of one dataset."""
 
     def __init__(self, dataset: Path) -> None:
-        self._dataset = dataset
-        self._raster = functools.lru_cache(_CACHED_MAPS)(self._paint)
+        self._raster = map_painter(dataset)
         self._cameras = SceneCameras()
-
-    def _paint(self, digest: str, pixel_m: float) -> Raster:
-        text = read_map(self._dataset, digest)
-        return Raster.paint(RoadNetwork.from_opendrive(digest[:12], text), pixel_m)
 
     def frames(self, scene: Scene, record: WorldRecord) -> Iterator[dict[str, NDArray[np.uint8]]]:
         """Draw the frames of an episode, one of each stream for each of its observations."""
