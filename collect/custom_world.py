@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from avtd3.collect.checks import MOST
 from avtd3.collect.drivers import Driver, is_expert_driving
 from avtd3.collect.driving.driving_env import DrivingEnvironment
-from avtd3.collect.driving.expert import ExpertConfig
-from avtd3.collect.driving.takeover import TakeoverConfig
+from avtd3.collect.driving.expert import ExpertConfig, TakeoverConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import Surroundings, VehicleState, World, WorldFrame, WorldStart
 from avtd3.collect.environment import Environment, ResetResult

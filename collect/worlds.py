@@ -17,8 +17,7 @@ from avtd3.collect.custom_world import (
     installed_worlds,
     open_custom_world,
 )
-from avtd3.collect.driving.expert import ExpertConfig
-from avtd3.collect.driving.takeover import TakeoverConfig
+from avtd3.collect.driving.expert import ExpertConfig, TakeoverConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import World
 from avtd3.collect.environment import Environment
