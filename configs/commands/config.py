@@ -55,7 +55,7 @@ def show(
 
 @app.command("list")
 def list_() -> None:
-    """List the presets and the built-in scenarios, with a sentence each."""
+    """List the presets and the built-in scenarios."""
     from avtd3.store.render.text import WIDTH, join_lines
 
     scenarios = {str(number): f"{text.capitalize()}." for number, text in enumerate(SCENARIOS)}
@@ -159,7 +159,7 @@ def presets() -> None:
 
 @app.command()
 def reference() -> None:
-    """Print a Markdown page that describes every setting: docs/config.md."""
+    """Print a page of all settings as Markdown: docs/config.md."""
     print_answer(reference_page())
 
 

@@ -32,12 +32,8 @@ def carla(
             metavar="SECONDS", min=1.0, help="Also let the expert drive, and check what that shows."
         ),
     ] = None,
-    town: Annotated[
-        str, typer.Option(metavar="TOWN", help="Map for --drive. Default: Town01.")
-    ] = "Town01",
-    npcs: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Other vehicles for --drive. Default: 10.")
-    ] = 10,
+    town: Annotated[str, typer.Option(metavar="TOWN", help="Map for --drive.")] = "Town01",
+    npcs: Annotated[int, typer.Option(metavar="N", min=0, help="Other vehicles for --drive.")] = 10,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the findings and pictures of --drive as HTML."),

@@ -14,8 +14,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="POLICY",
-            help="Policy file, directory of policies (the newest is used), URL of either such as "
-            "s3://BUCKET/PATH, or a driver such as expert.",
+            help="Policy file, directory of policies (the newest is used), URL of either, such as "
+            "s3://BUCKET/PATH, or a driver, such as expert.",
         ),
     ],
     world: opt.WorldOption = None,

@@ -81,7 +81,7 @@ def import_(
             min=1,
             max=64,
             metavar="K",
-            help="Frames per observation. Default: as the source says, else 4.",
+            help="Frames per observation. Default: as the source states, or else 4.",
         ),
     ] = None,
     period: Annotated[
@@ -90,7 +90,7 @@ def import_(
             min=1e-6,
             max=1e6,
             metavar="SECONDS",
-            help="Simulated time per step, if the source does not say it. Default: 0.05.",
+            help="Simulated time per step, if the source does not state it. Default: 0.05.",
         ),
     ] = None,
     as_json: opt.JsonOption = False,

@@ -193,7 +193,10 @@ class FailOn(enum.StrEnum):
 
 def compare(
     baseline: Annotated[
-        Path, typer.Argument(metavar="BASELINE", help="Run to compare with; as in avtd3 gate.")
+        Path,
+        typer.Argument(
+            metavar="BASELINE", help="Run to compare with; may be what avtd3 gate accepts."
+        ),
     ],
     candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="Run to check.")],
     align: Annotated[
@@ -209,7 +212,7 @@ def compare(
         typer.Option(metavar="SHARE", help="Ignore changes up to this share of the baseline."),
     ] = 0.05,
     confidence: Annotated[
-        float, typer.Option(metavar="P", help="Confidence level of the intervals, in (0, 1).")
+        float, typer.Option(metavar="P", help="Confidence level of the intervals, in (0.5, 1).")
     ] = 0.99,
     metric: Annotated[
         list[str] | None,

@@ -21,8 +21,8 @@ def learn(
         Path,
         typer.Option(
             metavar="DIR",
-            help="Directory of this run: checkpoints, metrics and configuration. An existing "
-            "directory without a run in it gets a new one, such as "
+            help="Directory of this run: checkpoints, metrics and configuration. If it exists and "
+            "is not a run, the run gets a directory of its own in it, such as "
             "TD3_scenario_0_npcs_20_20261130_081500.",
         ),
     ],
@@ -70,8 +70,8 @@ def learn(
         typer.Option(
             "--replay",
             metavar="MODE",
-            help="cache (decoded frames in memory), direct (decode when sampled), or auto "
-            "(cache if it fits). Default: auto.",
+            help="cache (decode all frames once, into scratch files), direct (decode frames when "
+            "they are sampled), or auto (cache if it fits on the disk). Default: auto.",
         ),
     ] = None,
     filter_: opt.FilterOption = None,
@@ -82,8 +82,9 @@ def learn(
 ) -> None:
     """Train TD3 or TD3+BC from datasets and publish policies.
 
-    Writes the page RUN/run.html: curves with alerts, what the policy looks at and would do. Exits
-    with 1 if a guard stopped the training. Press Ctrl-C once to save a checkpoint and stop.
+    Writes the page RUN/run.html, which shows curves with alerts, what the policy looks at, and
+    what it would do. Exits with 1 if a guard stopped the training. Press Ctrl-C once to save a
+    checkpoint and stop.
     """
     from avtd3.learn.openmp import limit_spinning
 

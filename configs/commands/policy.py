@@ -16,7 +16,7 @@ PolicyArgument = Annotated[
     Path,
     typer.Argument(
         metavar="POLICY",
-        help="Policy file, policy directory for its newest policy, or URL of either such as "
+        help="Policy file, directory of policies (the newest is used), or URL of either, such as "
         "s3://BUCKET/PATH.",
     ),
 ]
@@ -50,13 +50,15 @@ def export(
     run: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Run that trained it, for the card. Default: that around POLICY."
+            metavar="DIR",
+            help="Run that trained the policy, for the card. Default: the run around POLICY.",
         ),
     ] = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DATASET", help="Dataset for the card. Repeatable. Default: those of the run."
+            metavar="DATASET",
+            help="Dataset for the card. Repeatable. Default: the datasets of the run.",
         ),
     ] = None,
     evaluation: Annotated[

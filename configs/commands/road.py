@@ -22,14 +22,12 @@ def new(
     kind: Annotated[
         str, typer.Option(metavar="KIND", help="country, loop, town or motorway.")
     ] = "town",
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Number of the network of this kind.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the network.")] = 0,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Generate a road network.
 
-    The same kind and seed give the same file. Collections use these networks, too.
+    The same kind and seed give the same file. Collections drive on such networks, too.
     """
     from avtd3.collect.maps.road_files import new_road
 
@@ -63,9 +61,10 @@ def show(
 
 @app.command()
 def check(road: RoadArgument, as_json: opt.JsonOption = False) -> None:
-    """Check whether a road file can be driven, and report what carla.Map finds in it.
+    """Check whether a road file can be driven.
 
-    Exits with 1 if it cannot be driven. See docs/roads.md for what is read.
+    Reports what carla.Map finds in it. Exits with 1 if it cannot be driven. See docs/roads.md for
+    which parts of a file are read.
     """
     from avtd3.collect.maps.road_files import check_road
 

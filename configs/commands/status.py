@@ -34,16 +34,19 @@ def status(
         bool | None,
         typer.Option(
             "--watch/--once",
-            help="Refresh the table until Ctrl-C. Default: in a terminal, without --json and "
-            "--html.",
+            help="Update the table until Ctrl-C. Default: --watch in a terminal, unless --json or "
+            "--html is given.",
         ),
     ] = None,
     interval: Annotated[
-        float, typer.Option(min=0.5, max=3600.0, metavar="S", help="Seconds between two looks.")
+        float,
+        typer.Option(
+            min=0.5, max=3600.0, metavar="S", help="Seconds between two updates of the table."
+        ),
     ] = 2.0,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write one HTML page; with --watch, again and again."),
+        typer.Option(metavar="FILE", help="Write one HTML page; with --watch, at each update."),
     ] = None,
     as_json: opt.JsonOption = False,
 ) -> None:

@@ -50,7 +50,9 @@ def prune(
     ] = None,
     older_than: Annotated[
         str | None,
-        typer.Option(metavar="AGE", help="Remove no segments younger than this, such as 30d."),
+        typer.Option(
+            metavar="AGE", help="Remove only segments that are older than this, such as 30d."
+        ),
     ] = None,
     filter_: opt.FilterOption = None,
     dry_run: DryRunOption = False,
@@ -58,8 +60,9 @@ def prune(
 ) -> None:
     """Remove old or unwanted segments.
 
-    Give a limit, --older-than or --filter. The last two restrict which segments are removed; a
-    filter selects segments all of whose episodes match. Pinned segments are kept.
+    Give --max-bytes, --max-steps, --older-than or --filter. --older-than and --filter restrict
+    which segments are removed; a filter selects a segment only if all of its episodes match. Pinned
+    segments are kept.
     """
     from avtd3.store.filters import parse_filter
     from avtd3.store.maintenance.prune import PruneConfig
@@ -84,7 +87,7 @@ def compact(
         int,
         typer.Option(
             metavar="N",
-            help="Merge segments of less than N/2 steps into segments of up to N steps.",
+            help="Merge segments of fewer than N/2 steps into segments of up to N steps.",
         ),
     ] = 16_384,
     dry_run: DryRunOption = False,
@@ -153,26 +156,30 @@ def render(
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Draw the stored pictures again and compare them; change nothing."
+            "--check", help="Draw the pictures again and compare them with the stored ones."
         ),
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, metavar="N", help="Worker processes.")
+    ] = 1,
     host: opt.HostOption = None,
     port: opt.PortsOption = None,
     config: opt.ConfigOption = None,
     set_: opt.SetOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Create a dataset of the same episodes with pictures of another camera or weather.
+    """Create a dataset with pictures of another camera or weather.
 
-    Pictures are drawn from the states of the world, which collections on the built-in simulator
-    and on CARLA store. Without changes, those of the built-in simulator equal the stored ones.
-    Actions, rewards and ends stay the same. Named streams make a dataset of format 2: gray, colour
-    (kind=rgb), semantic masks (kind=semantic) and the view from above (kind=bev, or kind=bev_route
-    with the route); NAME= alone is the recorded camera.
+    The pictures are drawn from the states of the world that collections on the built-in simulator
+    and on CARLA store in every step. The episodes keep their actions, rewards and ends. If neither
+    camera nor weather changes, the pictures of the built-in simulator equal the stored ones.
 
-    Pictures of CARLA's cameras are taken by the servers at --host and --port, which show the states
-    again. --set collect.carla.timeout_s=60 and the like change how they are reached.
+    Named streams make a dataset of format 2: gray, colour (kind=rgb), semantic masks
+    (kind=semantic) and the view from above (kind=bev, or kind=bev_route with the route); NAME=
+    alone is the recorded camera.
+
+    For CARLA's cameras, the servers at --host and --port replay the states and take the pictures.
+    Settings such as --set collect.carla.timeout_s=60 change how the servers are reached.
     """
     from avtd3.collect.rerender import check_pictures, rerender
     from avtd3.collect.sim.scene import SceneChanges
@@ -202,10 +209,10 @@ def upgrade(
     ] = "front",
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Create a dataset of format 2 with the same episodes; its image is a named stream.
+    """Create a dataset of format 2 with the same episodes.
 
-    Nothing is lost: files are hard-linked where the file system allows it, and each segment is
-    compared with the old one before it is published.
+    The image becomes a named stream. Nothing is lost: files are hard-linked where the file system
+    allows it, and each segment is compared with the old one before it is published.
     """
     from avtd3.store.maintenance.derive import upgrade as run
 

@@ -20,7 +20,7 @@ DestinationArgument = Annotated[
 ]
 LimitOption = Annotated[
     str | None,
-    typer.Option("--limit", metavar="RATE", help="Largest bandwidth, such as 20MB/s."),
+    typer.Option("--limit", metavar="RATE", help="Maximum bandwidth, such as 20MB/s."),
 ]
 
 
@@ -40,10 +40,10 @@ def push(
 ) -> None:
     """Copy a dataset or policies to a URL or directory.
 
-    Both places may be either. Every byte is verified. To continue, run the same command again:
-    what is there is skipped, and so is what was removed there. Endpoint, region and credentials
-    come from the usual environment variables and files, such as AWS_PROFILE. Exits with 1 if
-    something was not copied. See docs/fleet.md.
+    SOURCE and DEST may each be a path or a URL. Every byte is verified. To continue, run the same
+    command again: it skips what is at DEST already, and what was removed there on purpose.
+    Endpoint, region and credentials come from the usual environment variables and files, such as
+    AWS_PROFILE. Exits with 1 if something was not copied. See docs/fleet.md.
     """
     _transfer(source, destination, limit, as_json, removals)
 
@@ -56,9 +56,9 @@ def pull(
 ) -> None:
     """Copy a dataset or policies from a URL or directory.
 
-    Both places may be either. The copy is an ordinary dataset. Every byte is verified. To
-    continue, run the same command again: what is there is skipped. Exits with 1 if something was
-    not copied. See docs/fleet.md.
+    SOURCE and DEST may each be a path or a URL. The copy is an ordinary dataset. Every byte is
+    verified. To continue, run the same command again: it skips what is at DEST already. Exits with
+    1 if something was not copied. See docs/fleet.md.
     """
     _transfer(source, destination, limit, as_json)
 
