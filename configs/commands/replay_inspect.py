@@ -125,7 +125,7 @@ class Comparison:
 
     def text(self, drifts: Sequence["Drift"]) -> list[str]:
         """Return the drift as text for the terminal; empty without a comparison."""
-        from avtd3.store.render.audit_text import drift_text
+        from avtd3.store.render.audit_view import drift_text
 
         return [drift_text(drifts, *self.names)] if self.windows or self.against else []
 
@@ -220,8 +220,7 @@ def show_audit(
 ) -> None:
     """Audit datasets and print the report, with driving scores by a table of penalties."""
     from avtd3.store.audit.audit import audit
-    from avtd3.store.render.audit_page import write_audit_page
-    from avtd3.store.render.audit_text import audit_text
+    from avtd3.store.render.audit_view import audit_text, write_audit_page
 
     opt.check_destinations(html)
     scores = []
