@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avtd3.configs.commands.console import interruptible, progress, say
-from avtd3.configs.commands.options import ConfigOption, JsonOption, SetOption, answer, section
-from avtd3.store.errors import ConfigError, DatasetError, check_integers
+from avtd3.configs.commands.gate import STAGES, load_gate, load_names
+from avtd3.configs.commands.options import ConfigOption, JsonOption, SetOption, finish, section
+from avtd3.store.errors import ConfigError, DatasetError, check_settings
 
 if TYPE_CHECKING:
     from avtd3.collect.collector import CollectConfig
@@ -42,10 +43,14 @@ class DemoConfig:
     """Sentence to print with the results."""
 
     def __post_init__(self) -> None:
-        check_integers(self, "demo.")
-        for name in ("steps", "more_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"demo.{name} is {getattr(self, name)}, expected 1 or above")
+        check_settings(
+            self,
+            "demo.",
+            ("steps", self.steps >= 1, "1 or above"),
+            ("more_steps", self.more_steps >= 1, "1 or above"),
+            ("film_episode", self.film_episode >= 0, "0 or above"),
+            ("gate", self.gate in STAGES, f"one of {', '.join(STAGES)}"),
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +204,7 @@ def demo(
     settings = load_quick(config, set_ or ()) if quick else DemoSettings.load(config, set_ or ())
     with interruptible() as should_stop:
         report = run_demo(out, settings, should_stop)
-    answer(report.document(), as_json, report.summary())
+    finish(report, as_json)
 
 
 def load_quick(config: str | None, overrides: Sequence[str]) -> DemoSettings:
@@ -334,7 +339,6 @@ class _Demo:
         RunPageCallback(self._run).on_end(report)  # not at each checkpoint as well
 
     def _gate(self) -> "GateReport":
-        from avtd3.configs.commands.gate import load_gate, load_names
         from avtd3.learn.analysis.gate import gate
 
         amounts, updates = self._settings.demo, self._settings.learn.updates
