@@ -224,9 +224,7 @@ ScenarioFileOption = Annotated[
 ]
 NpcsOption = Annotated[
     int | None,
-    typer.Option(
-        min=0, metavar="N", help="Number of other vehicles. Default: as the scenario has."
-    ),
+    typer.Option(min=0, metavar="N", help="Number of other vehicles. Default: as in the scenario."),
 ]
 WalkersOption = Annotated[
     int | None,
