@@ -267,16 +267,14 @@ def _default_text(value: Any) -> str:  # noqa: ANN401 - any setting
     return f"`{_yaml(plain(value))}`"
 
 
-_NAMES: Mapping[Any, str] = types.MappingProxyType(
-    {
-        bool: "true or false",
-        int: "whole number",
-        float: "number",
-        str: "text",
-        type(None): "null",
-        Any: "any value",
-    }
-)
+_NAMES: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    type(None): "null",
+    Any: "any value",
+}
 
 
 def _type_text(hint: Any) -> str:  # noqa: ANN401 - a type

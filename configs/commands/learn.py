@@ -1,7 +1,7 @@
 """`avtd3 learn`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -101,16 +101,16 @@ def learn(
     with interruptible() as should_stop, open_ranks() as ranks:
         if not ranks.is_first:
             set_verbosity(-1)
-        resumes = resume or rollback is not None
-        before = read_settings(run) if resumes else {}
-        stored = before["learn"] if resumes else None
-        if not resumes:
+        before: dict[str, Any] = {}
+        if resume or rollback is not None:
+            before = read_settings(run)
+        else:
             check_local(run)
             named = Path(ranks.share(str(name_run(run, datasets))))
             if named != run:
                 say(f"run {named}")
             run = named
-        settings = opt.section("learn", config, set_, stored=stored)
+        settings = opt.section("learn", config, set_, stored=before.get("learn"))
         settings = opt.replace(settings, updates=updates, seed=seed)
         filters = None if filter_ is None else tuple(filter_)
         replay = opt.replace(settings.replay, filter=filters, mode=mode)
