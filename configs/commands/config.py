@@ -8,29 +8,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import typer
-
 from avtd3.configs.commands.console import print_answer
 from avtd3.configs.commands.options import (
     SCENARIOS,
     ConfigOption,
     SetOption,
     answer,
+    argument,
     complete_presets,
     complete_sections,
     describe_lines,
     describe_presets,
+    group,
 )
 
-app = typer.Typer(
-    help="Show, list, check and compare settings.", no_args_is_help=True, rich_markup_mode=None
-)
+app = group("Show, list, check and compare settings.")
 
 SectionArgument = Annotated[
     str | None,
-    typer.Argument(
-        metavar="SECTION",
-        help="collect, learn, audit, evaluate or demo. Default: all sections.",
+    argument(
+        "SECTION",
+        "collect, learn, audit, evaluate or demo. Default: all sections.",
         show_default=False,
         autocompletion=complete_sections,
     ),
@@ -68,10 +66,7 @@ def list_() -> None:
 @app.command()
 def check(
     files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE", help="YAML files or presets.", autocompletion=complete_presets
-        ),
+        list[str], argument("FILE", "YAML files or presets.", autocompletion=complete_presets)
     ],
 ) -> None:
     """Check configuration files: sections, keys, types and values.
@@ -90,16 +85,13 @@ def check(
 def diff(
     first: Annotated[
         str,
-        typer.Argument(
-            metavar="A",
-            help="A YAML file, a preset, the directory of a run, or the word defaults.",
+        argument(
+            "A",
+            "A YAML file, a preset, the directory of a run, or the word defaults.",
             autocompletion=complete_presets,
         ),
     ],
-    second: Annotated[
-        str,
-        typer.Argument(metavar="B", help="As A.", autocompletion=complete_presets),
-    ] = DEFAULTS,
+    second: Annotated[str, argument("B", "As A.", autocompletion=complete_presets)] = DEFAULTS,
 ) -> None:
     """List the settings that differ between two configurations.
 

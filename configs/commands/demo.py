@@ -16,7 +16,14 @@ import typer
 
 from avtd3.configs.commands.console import interruptible, progress, say
 from avtd3.configs.commands.gate import STAGES, load_gate, load_names
-from avtd3.configs.commands.options import ConfigOption, JsonOption, SetOption, finish, section
+from avtd3.configs.commands.options import (
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    finish,
+    option,
+    section,
+)
 from avtd3.store.errors import ConfigError, DatasetError, check_settings
 
 if TYPE_CHECKING:
@@ -177,9 +184,9 @@ def next_commands(out: Path, world: str = "road") -> list[tuple[str, str]]:
 
 
 def demo(
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Directory for all files; must be new or empty.")
-    ] = Path("demo-out"),
+    out: Annotated[Path, option("DIR", "Directory for all files; must be new or empty.")] = Path(
+        "demo-out"
+    ),
     quick: Annotated[
         bool,
         typer.Option(

@@ -10,12 +10,12 @@ from avtd3.configs.commands.console import running
 
 
 def export(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset directory.")],
+    dataset: Annotated[Path, opt.argument("DATASET", "Dataset directory.")],
     out: Annotated[
         Path,
-        typer.Argument(
-            metavar="OUT",
-            help="File (hdf5) or directory (others) to create. Until it is whole, the work is "
+        opt.argument(
+            "OUT",
+            "File (hdf5) or directory (others) to create. Until it is whole, the work is "
             "in OUT.partial; to continue, run the same command again.",
         ),
     ],
@@ -28,8 +28,7 @@ def export(
     ],
     filter_: opt.FilterOption = None,
     stream: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Export only this stream. Repeatable. Default: all."),
+        list[str] | None, opt.option("NAME", "Export only this stream. Repeatable. Default: all.")
     ] = None,
     as_json: opt.JsonOption = False,
 ) -> None:
@@ -48,12 +47,9 @@ def export(
 
 def import_(
     source: Annotated[
-        Path,
-        typer.Argument(metavar="SOURCE", help="File (hdf5) or directory (minari, npz) to read."),
+        Path, opt.argument("SOURCE", "File (hdf5) or directory (minari, npz) to read.")
     ],
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="Dataset directory; created if missing.")
-    ],
+    dataset: Annotated[Path, opt.argument("DATASET", "Dataset directory; created if missing.")],
     from_: Annotated[
         Literal["hdf5", "minari", "npz"],
         typer.Option(
@@ -63,34 +59,27 @@ def import_(
     ],
     image: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Observation to store as image, or none. Default: all; several become streams.",
+        opt.option(
+            "NAME", "Observation to store as image, or none. Default: all; several become streams."
         ),
     ] = None,
     vector: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Observation to store as part of the vector. Repeatable. Default: all.",
-        ),
+        opt.option("NAME", "Observation to store as part of the vector. Repeatable. Default: all."),
     ] = None,
     stack: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=64,
-            metavar="K",
-            help="Frames per observation. Default: as the source states, or else 4.",
+        opt.option(
+            "K", "Frames per observation. Default: as the source states, or else 4.", min=1, max=64
         ),
     ] = None,
     period: Annotated[
         float | None,
-        typer.Option(
+        opt.option(
+            "SECONDS",
+            "Simulated time per step, if the source does not state it. Default: 0.05.",
             min=1e-6,
             max=1e6,
-            metavar="SECONDS",
-            help="Simulated time per step, if the source does not state it. Default: 0.05.",
         ),
     ] = None,
     as_json: opt.JsonOption = False,

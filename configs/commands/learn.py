@@ -12,33 +12,27 @@ from avtd3.configs.commands.console import EXIT_NO, interruptible, progress, say
 def learn(
     datasets: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="DATASET",
-            help="Datasets to learn from: directories, or URLs such as s3://BUCKET/PATH.",
+        opt.argument(
+            "DATASET", "Datasets to learn from: directories, or URLs such as s3://BUCKET/PATH."
         ),
     ],
     run: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR",
-            help="Directory of this run: checkpoints, metrics and configuration. If it exists and "
+        opt.option(
+            "DIR",
+            "Directory of this run: checkpoints, metrics and configuration. If it exists and "
             "is not a run, the run gets a directory of its own in it, such as "
             "TD3_scenario_0_npcs_20_20261130_081500.",
         ),
     ],
     policies: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Directory or URL to publish policies in. Default: policies in --run.",
-        ),
+        opt.option("DIR", "Directory or URL to publish policies in. Default: policies in --run."),
     ] = None,
     updates: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Total gradient updates, including those before a resume. Default: 1000000.",
+        opt.option(
+            "N", "Total gradient updates, including those before a resume. Default: 1000000.", min=1
         ),
     ] = None,
     follow: Annotated[
@@ -59,18 +53,15 @@ def learn(
     ] = False,
     rollback: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Continue from the checkpoint at update N; later ones are set aside.",
+        opt.option(
+            "N", "Continue from the checkpoint at update N; later ones are set aside.", min=0
         ),
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option(
-            "--replay",
-            metavar="MODE",
-            help="cache (decode all frames once, into scratch files), direct (decode frames when "
+        opt.option(
+            "--replay MODE",
+            "cache (decode all frames once, into scratch files), direct (decode frames when "
             "they are sampled), or auto (cache if it fits on the disk). Default: auto.",
         ),
     ] = None,

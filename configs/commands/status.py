@@ -25,10 +25,7 @@ _STEP_S, _PATIENCE_S = 0.2, 1.0
 def status(
     places: Annotated[
         list[str],
-        typer.Argument(
-            metavar="PLACE",
-            help="Datasets, runs and directories of policies: paths or URLs.",
-        ),
+        opt.argument("PLACE", "Datasets, runs and directories of policies: paths or URLs."),
     ],
     watch: Annotated[
         bool | None,
@@ -39,14 +36,10 @@ def status(
         ),
     ] = None,
     interval: Annotated[
-        float,
-        typer.Option(
-            min=0.5, max=3600.0, metavar="S", help="Seconds between two updates of the table."
-        ),
+        float, opt.option("S", "Seconds between two updates of the table.", min=0.5, max=3600.0)
     ] = 2.0,
     html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write one HTML page; with --watch, at each update."),
+        Path | None, opt.option("FILE", "Write one HTML page; with --watch, at each update.")
     ] = None,
     as_json: opt.JsonOption = False,
 ) -> None:

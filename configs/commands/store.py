@@ -13,22 +13,13 @@ from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import running
 from avtd3.store.errors import ConfigError
 
-app = typer.Typer(
-    help="Prune, compact, relabel, render, upgrade or pin datasets.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = opt.group("Prune, compact, relabel, render, upgrade or pin datasets.")
 
-DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset directory.")]
+DatasetArgument = Annotated[Path, opt.argument("DATASET", "Dataset directory.")]
 NewArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="NEW", help="Dataset to create; to continue, run the same command again."
-    ),
+    Path, opt.argument("NEW", "Dataset to create; to continue, run the same command again.")
 ]
-SegmentsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="SEGMENT", help="Names of segments.")
-]
+SegmentsArgument = Annotated[list[str] | None, opt.argument("SEGMENT", "Names of segments.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Report what would be done, and change nothing.")
 ]
@@ -39,20 +30,15 @@ def prune(
     dataset: DatasetArgument,
     max_bytes: Annotated[
         str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Remove the oldest segments until the dataset has this size, such as 10GB.",
+        opt.option(
+            "SIZE", "Remove the oldest segments until the dataset has this size, such as 10GB."
         ),
     ] = None,
     max_steps: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Remove the oldest segments until N steps are left."),
+        int | None, opt.option("N", "Remove the oldest segments until N steps are left.", min=1)
     ] = None,
     older_than: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AGE", help="Remove only segments that are older than this, such as 30d."
-        ),
+        str | None, opt.option("AGE", "Remove only segments that are older than this, such as 30d.")
     ] = None,
     filter_: opt.FilterOption = None,
     dry_run: DryRunOption = False,
@@ -85,10 +71,7 @@ def compact(
     dataset: DatasetArgument,
     target_steps: Annotated[
         int,
-        typer.Option(
-            metavar="N",
-            help="Merge segments of fewer than N/2 steps into segments of up to N steps.",
-        ),
+        opt.option("N", "Merge segments of fewer than N/2 steps into segments of up to N steps."),
     ] = 16_384,
     dry_run: DryRunOption = False,
     as_json: opt.JsonOption = False,
@@ -111,9 +94,9 @@ def relabel(
     new: NewArgument,
     weights: Annotated[
         list[str],
-        typer.Option(
-            metavar="NAME=NUMBER,...",
-            help="Weights of reward terms, a YAML file of them, or the preset carl; other terms "
+        opt.option(
+            "NAME=NUMBER,...",
+            "Weights of reward terms, a YAML file of them, or the preset carl; other terms "
             "keep the weight 1.",
         ),
     ],
@@ -137,31 +120,24 @@ def render(
     dataset: DatasetArgument,
     new: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="NEW", help="Dataset to create; to continue, run the same command again."
-        ),
+        opt.argument("NEW", "Dataset to create; to continue, run the same command again."),
     ] = None,
     camera: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[NAME=]SETTING=VALUE,...",
-            help="New values of camera settings, such as width=144,field_of_view_deg=60; or a "
+        opt.option(
+            "[NAME=]SETTING=VALUE,...",
+            "New values of camera settings, such as width=144,field_of_view_deg=60; or a "
             "named stream, such as rgb=kind=rgb,height=144,width=256 (repeat it for several).",
         ),
     ] = None,
-    weather: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Another weather, such as night or random."),
-    ] = "",
+    weather: Annotated[str, opt.option("NAME", "Another weather, such as night or random.")] = "",
     check: Annotated[
         bool,
         typer.Option(
             "--check", help="Draw the pictures again and compare them with the stored ones."
         ),
     ] = False,
-    workers: Annotated[
-        int, typer.Option(min=1, max=256, metavar="N", help="Worker processes.")
-    ] = 1,
+    workers: Annotated[int, opt.option("N", "Worker processes.", min=1, max=256)] = 1,
     host: opt.HostOption = None,
     port: opt.PortsOption = None,
     config: opt.ConfigOption = None,
@@ -205,7 +181,7 @@ def upgrade(
     dataset: DatasetArgument,
     new: NewArgument,
     stream: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the stream that the image becomes.")
+        str, opt.option("NAME", "Name of the stream that the image becomes.")
     ] = "front",
     as_json: opt.JsonOption = False,
 ) -> None:
@@ -227,7 +203,7 @@ def pin(
     dataset: DatasetArgument,
     segments: SegmentsArgument = None,
     filter_: opt.FilterOption = None,
-    note: Annotated[str, typer.Option(metavar="TEXT", help="Reason for the pin.")] = "",
+    note: Annotated[str, opt.option("TEXT", "Reason for the pin.")] = "",
     as_json: opt.JsonOption = False,
 ) -> None:
     """Protect segments from prune and compact.

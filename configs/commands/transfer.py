@@ -10,17 +10,13 @@ from avtd3.store.errors import ConfigError, abbreviate
 
 SourceArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="Dataset, or directory of policies: a path, or a URL such as s3://BUCKET/PATH.",
+    opt.argument(
+        "SOURCE", "Dataset, or directory of policies: a path, or a URL such as s3://BUCKET/PATH."
     ),
 ]
-DestinationArgument = Annotated[
-    str, typer.Argument(metavar="DEST", help="Path or URL; created if missing.")
-]
+DestinationArgument = Annotated[str, opt.argument("DEST", "Path or URL; created if missing.")]
 LimitOption = Annotated[
-    str | None,
-    typer.Option("--limit", metavar="RATE", help="Maximum bandwidth, such as 20MB/s."),
+    str | None, opt.option("--limit RATE", "Maximum bandwidth, such as 20MB/s.")
 ]
 
 
