@@ -209,7 +209,7 @@ def _described_schema(kinds: Sequence[type]) -> dict[str, Any]:
     from the schemas of the base classes.
     """
     found = dict.fromkeys(hint for kind in kinds for _, hint in _walk(kind, ""))
-    used = [hint for hint in found if dataclasses.is_dataclass(hint)]
+    used = [kind for kind in found if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
     bases = {kind: [b for b in kind.__mro__[1:] if dataclasses.is_dataclass(b)] for kind in used}
     extra = {base for inherited in bases.values() for base in inherited} - bases.keys()
     schema = _adapter(*kinds, *extra, described=True).json_schema()
@@ -307,7 +307,8 @@ def read_text(path: Path, *, otherwise: str) -> str:
             raise UnreadableError(error.errno, message) from error
         raise ConfigError(message) from error
     except ValueError as error:
-        raise ConfigError(f"config {path} cannot be read as UTF-8 text: {error}") from error
+        how = " as UTF-8 text" if isinstance(error, UnicodeDecodeError) else ""
+        raise ConfigError(f"config {path} cannot be read{how}: {error}") from error
 
 
 def _chosen_sections(section: str | None) -> list[str]:
