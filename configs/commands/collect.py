@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import interruptible, progress
 
@@ -75,9 +73,9 @@ def collect(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        opt.option(
             "--resume",
-            help="Continue an interrupted collection with its settings; options, --config and "
+            "Continue an interrupted collection with its settings; options, --config and "
             "--set change only what they name.",
         ),
     ] = False,

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from avtd3.configs.commands.console import interruptible, progress, say
 from avtd3.configs.commands.gate import STAGES, load_gate, load_names
 from avtd3.configs.commands.options import (
@@ -189,9 +187,9 @@ def demo(
     ),
     quick: Annotated[
         bool,
-        typer.Option(
+        option(
             "--quick",
-            help="Run every step in less than a minute, too short to learn to drive. Uses the "
+            "Run every step in less than a minute, too short to learn to drive. Uses the "
             "preset demo_quick. Without the package carla, the car drives on one bare road.",
         ),
     ] = False,

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import running
 
@@ -21,9 +19,8 @@ def export(
     ],
     to: Annotated[
         Literal["hdf5", "lerobot", "minari", "npz"],
-        typer.Option(
-            "--to",
-            help="Layout: hdf5 (robomimic), lerobot, minari, or npz (replay buffer of DrQ-v2).",
+        opt.option(
+            "--to", "Layout: hdf5 (robomimic), lerobot, minari, or npz (replay buffer of DrQ-v2)."
         ),
     ],
     filter_: opt.FilterOption = None,
@@ -52,9 +49,8 @@ def import_(
     dataset: Annotated[Path, opt.argument("DATASET", "Dataset directory; created if missing.")],
     from_: Annotated[
         Literal["hdf5", "minari", "npz"],
-        typer.Option(
-            "--from",
-            help="Layout: hdf5 (robomimic or D4RL), minari, or npz (replay buffer of DrQ-v2).",
+        opt.option(
+            "--from", "Layout: hdf5 (robomimic or D4RL), minari, or npz (replay buffer of DrQ-v2)."
         ),
     ],
     image: Annotated[

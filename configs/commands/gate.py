@@ -218,7 +218,7 @@ def compare(
         list[str] | None, option("METRIC=TAG", "--map of the baseline. Repeatable.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also list the metrics without a clear change.")
+        bool, option("--all", "Also list the metrics without a clear change.")
     ] = False,
     markdown: MarkdownOption = None,
     html: HtmlOption = None,

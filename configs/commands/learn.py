@@ -37,17 +37,17 @@ def learn(
     ] = None,
     follow: Annotated[
         bool | None,
-        typer.Option(
+        opt.option(
             "--follow/--no-follow",
-            help="Pick up new segments while collectors write them. Default: no, or as before "
+            "Pick up new segments while collectors write them. Default: no, or as before "
             "with --resume.",
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        opt.option(
             "--resume",
-            help="Continue from the newest checkpoint of --run, with the settings of the run; "
+            "Continue from the newest checkpoint of --run, with the settings of the run; "
             "--config and --set change only what they name.",
         ),
     ] = False,

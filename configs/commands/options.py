@@ -89,11 +89,12 @@ def group(text: str) -> typer.Typer:
 
 
 def option(form: str, text: str, **more: Any) -> Any:  # noqa: ANN401 - Typer's
-    """Declare an option with a value by its form, such as ``--map METRIC=TAG``, and its help.
+    """Declare an option by its form, such as ``--map METRIC=TAG`` or ``--strict``, and its help.
 
     Without a flag in the form, the flag is the parameter's name.
     """
-    *flags, metavar = form.split()
+    flags = [word for word in form.split() if word.startswith("-")]
+    metavar = "".join(form.split()[len(flags) :]) or None
     return typer.Option(*flags, metavar=metavar, help=text, **more)
 
 
@@ -104,9 +105,9 @@ def argument(metavar: str, text: str, **more: Any) -> Any:  # noqa: ANN401 - Typ
 
 VersionOption = Annotated[
     bool,
-    typer.Option(
+    option(
         "--version",
-        help="Print the versions of avtd3 and of the packages that it uses.",
+        "Print the versions of avtd3 and of the packages that it uses.",
         callback=_print_version,
         is_eager=True,
     ),
@@ -191,9 +192,7 @@ FilterOption = Annotated[
         "end=goal,timeout or policy=3..7. Repeatable; all filters must match.",
     ),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document to standard output.")
-]
+JsonOption = Annotated[bool, option("--json", "Print one JSON document to standard output.")]
 WorldOption = Annotated[
     str | None,
     option(

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
 from avtd3.configs.commands import options as opt
 
 app = opt.group("Describe a policy, or export it to ONNX or torch.export.")
@@ -39,7 +37,7 @@ def export(
     ],
     to: Annotated[
         Literal["onnx", "torch"],
-        typer.Option("--to", help="onnx (compared with onnxruntime), or torch (torch.export)."),
+        opt.option("--to", "onnx (compared with onnxruntime), or torch (torch.export)."),
     ],
     run: Annotated[
         Path | None,

@@ -300,18 +300,18 @@ def replay_inspect(
         str | None, opt.option("SHARE", "Read this share of the segments, such as 5% or 0.05.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Verify again what an earlier audit has verified.")
+        bool, opt.option("--full", "Verify again what an earlier audit has verified.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
+    strict: Annotated[bool, opt.option("--strict", "Treat warnings as errors.")] = False,
     scheduler: Annotated[
         str | None, opt.option("ADDRESS", "Dask scheduler to use. Default: local threads.")
     ] = None,
     html: Annotated[Path | None, opt.option("FILE", "Write the report as one HTML page.")] = None,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Afterwards, move damaged segments to quarantine/.")
+        bool, opt.option("--quarantine", "Afterwards, move damaged segments to quarantine/.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --quarantine: list the segments, move nothing.")
+        bool, opt.option("--dry-run", "With --quarantine: list the segments, move nothing.")
     ] = False,
     against: Annotated[
         list[Path] | None,
@@ -326,8 +326,7 @@ def replay_inspect(
         ),
     ] = None,
     scores: Annotated[
-        bool,
-        typer.Option("--scores", help="Report CARLA leaderboard scores, from the stored events."),
+        bool, opt.option("--scores", "Report CARLA leaderboard scores, from the stored events.")
     ] = False,
     episode: Annotated[
         str | None,
@@ -347,9 +346,9 @@ def replay_inspect(
     ] = None,
     estimate: Annotated[
         bool,
-        typer.Option(
+        opt.option(
             "--estimate",
-            help="Report bytes per step of one dataset instead; without a dataset, of the "
+            "Report bytes per step of one dataset instead; without a dataset, of the "
             "configuration.",
         ),
     ] = False,

@@ -29,9 +29,9 @@ def status(
     ],
     watch: Annotated[
         bool | None,
-        typer.Option(
+        opt.option(
             "--watch/--once",
-            help="Update the table until Ctrl-C. Default: --watch in a terminal, unless --json or "
+            "Update the table until Ctrl-C. Default: --watch in a terminal, unless --json or "
             "--html is given.",
         ),
     ] = None,

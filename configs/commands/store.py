@@ -7,8 +7,6 @@ cannot be read, or the command was interrupted.
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import running
 from avtd3.store.errors import ConfigError
@@ -21,7 +19,7 @@ NewArgument = Annotated[
 ]
 SegmentsArgument = Annotated[list[str] | None, opt.argument("SEGMENT", "Names of segments.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Report what would be done, and change nothing.")
+    bool, opt.option("--dry-run", "Report what would be done, and change nothing.")
 ]
 
 
@@ -133,9 +131,7 @@ def render(
     weather: Annotated[str, opt.option("NAME", "Another weather, such as night or random.")] = "",
     check: Annotated[
         bool,
-        typer.Option(
-            "--check", help="Draw the pictures again and compare them with the stored ones."
-        ),
+        opt.option("--check", "Draw the pictures again and compare them with the stored ones."),
     ] = False,
     workers: Annotated[int, opt.option("N", "Worker processes.", min=1, max=256)] = 1,
     host: opt.HostOption = None,

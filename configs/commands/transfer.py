@@ -2,8 +2,6 @@
 
 from typing import Annotated
 
-import typer
-
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import running
 from avtd3.store.errors import ConfigError, abbreviate
@@ -26,9 +24,9 @@ def push(
     limit: LimitOption = None,
     removals: Annotated[
         bool,
-        typer.Option(
+        opt.option(
             "--removals",
-            help="Then remove from the URL DEST what avtd3 store prune and compact have removed "
+            "Then remove from the URL DEST what avtd3 store prune and compact have removed "
             "from the directory SOURCE.",
         ),
     ] = False,
