@@ -149,7 +149,7 @@ class FrameBuffer:
         # Count last: an interrupt before leaves one frame too many, which `truncate` drops.
         self._count += 1
 
-    def encoded(self, count: int) -> list[bytes]:
+    def encoded(self, count: int) -> EncodedFrames:
         """Return the chunks of the first ``count`` frames; the last is padded with zeros."""
         whole, rest = divmod(count, self.codec.chunk_frames)
         chunks = self._chunks[:whole]
@@ -157,7 +157,7 @@ class FrameBuffer:
             last = np.zeros_like(self._pending)
             last[:rest] = self._frames_of_chunk(whole)[:rest]
             chunks.append(self.codec.encode(last))
-        return chunks
+        return EncodedFrames(chunks, self.codec)
 
     def drop(self, count: int) -> None:
         """Drop the first ``count`` frames and encode the others again."""
@@ -286,7 +286,7 @@ def seal_files(
     about_frames: dict[str, dict[str, Any]] = {}
     for layout in layouts.values():
         if layout.is_sharded:
-            shard, about_frames[layout.name] = frame_files(layout, *frames[layout.name])
+            shard, about_frames[layout.name] = frame_files(layout, frames[layout.name])
             files |= shard
         else:
             files |= array_files(layout, arrays[layout.name])
@@ -318,9 +318,10 @@ def array_files(layout: ArrayLayout, column: Column) -> dict[str, bytes]:
 
 
 def frame_files(
-    layout: ArrayLayout, chunks: Sequence[bytes], codec: FrameCodec
+    layout: ArrayLayout, frames: EncodedFrames
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the two files of a stream's frames by path, and what the provenance says of them."""
+    chunks, codec = frames
     document = array_document(layout, codec=codec, attributes={})
     shard = build_shard(chunks)
     files = {layout.metadata_path: document_bytes(document), layout.chunk_path: shard}

@@ -307,10 +307,7 @@ class PendingSegment:
         """Return the encoded frames of the whole episodes, by the name of their array."""
         self._frames = {name: frames.settled() for name, frames in self._frames.items()}
         count = self.whole_observations
-        return {
-            name: EncodedFrames(frames.encoded(count), frames.codec)
-            for name, frames in self._frames.items()
-        }
+        return {name: frames.encoded(count) for name, frames in self._frames.items()}
 
     def drop_whole(self) -> None:
         """Drop the whole episodes, which are published, and keep the running one.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from avtd3.store.errors import (
+    Avtd3Error,
     FormatVersionError,
     SegmentCorruptError,
     SegmentNotFoundError,
@@ -169,9 +170,7 @@ def corrupt(path: Path, problem: str) -> SegmentCorruptError:
     )
 
 
-def read_error(
-    path: Path, name: str, error: OSError, *, says: str = ""
-) -> SegmentCorruptError | SegmentNotFoundError | SegmentUnreadableError:
+def read_error(path: Path, name: str, error: OSError, *, says: str = "") -> Avtd3Error:
     """Return the error for a file of a segment that cannot be read.
 
     An I/O error says nothing about the bytes. Only a file that is missing, or no file, in a

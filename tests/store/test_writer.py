@@ -1,6 +1,5 @@
 import dataclasses
 import errno
-import os
 import re
 import signal
 import subprocess
@@ -38,13 +37,7 @@ from avtd3.tests.store.segments import (
     write_dataset,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def disk():
-    """No waiting for the disk: that every byte reaches it cannot be tested here anyway."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 specs = st.builds(
@@ -422,7 +415,10 @@ def test_a_segment_has_no_more_steps_than_its_readers_allow(dataset, monkeypatch
             feed(writer, episode)
     assert [segment.steps for segment in dataset.snapshot().segments] == [4, 4]
     assert_holds(dataset, episodes)
-    with make_writer(dataset, segment_steps=6) as writer, pytest.raises(SpecError, match="6 steps, the most"):
+    with (
+        make_writer(dataset, segment_steps=6) as writer,
+        pytest.raises(SpecError, match="6 steps, the most"),
+    ):
         feed(writer, make_episode(dataset.spec, 7))
 
 
