@@ -382,17 +382,14 @@ def _step_columns(columns: StepColumns, counts: Mapping[str, int]) -> dict[str, 
 
 def _episode_columns(ended: Sequence[EndedEpisode]) -> dict[str, Column]:
     lengths = [episode.length for episode in ended]
-    numbers: dict[str, Sequence[float]] = {
-        "offset": np.cumsum([0, *lengths[:-1]]).tolist(),
-        "length": lengths,
-        "index": [episode.info.index for episode in ended],
-        "seed": [episode.info.seed for episode in ended],
-        "return": [episode.episode_return for episode in ended],
-        "policy_version": [episode.info.policy_version for episode in ended],
-        "exploration_noise": [episode.info.exploration_noise for episode in ended],
-        "wall_time": [episode.wall_time for episode in ended],
+    found: dict[str, Column] = {
+        "episode_offset": np.cumsum([0, *lengths[:-1]]),
+        "episode_length": np.asarray(lengths),
+        "episode_return": np.asarray([episode.episode_return for episode in ended]),
+        "episode_wall_time": np.asarray([episode.wall_time for episode in ended]),
+        "episode_end_reason": [episode.end_reason for episode in ended],
+        "episode_policy_digest": [episode.info.policy_digest for episode in ended],
     }
-    found: dict[str, Column] = {f"episode_{name}": np.asarray(v) for name, v in numbers.items()}
-    found["episode_end_reason"] = [episode.end_reason for episode in ended]
-    found["episode_policy_digest"] = [episode.info.policy_digest for episode in ended]
+    for name in ("index", "seed", "policy_version", "exploration_noise"):
+        found[f"episode_{name}"] = np.asarray([getattr(episode.info, name) for episode in ended])
     return found

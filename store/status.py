@@ -392,11 +392,8 @@ class LearnerWatch:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._observer, self._collector, self._clock = (
-            Observer(places, clock=clock),
-            collector,
-            clock,
-        )
+        self._observer = Observer(places, clock=clock)
+        self._collector, self._clock = collector, clock
         self._first: dict[str, tuple[int, int]] = {}
         self._next_s, self._seen = float("-inf"), list[Seen]()
         self._pool = ThreadPoolExecutor(1, "avtd3-watch")

@@ -445,6 +445,8 @@ def test_a_manifest_that_claims_the_moon_allocates_nothing(dataset):
         ({"files": None}, SegmentCorruptError),
         ({"provenance": []}, SegmentCorruptError),
         ({"digest": 3}, SegmentCorruptError),
+        ({"digest": "\ud800"}, SegmentCorruptError),
+        ({"files": [{"path": "a", "size": 1, "sha256": "\ud800"}]}, SegmentCorruptError),
         ({"surprise": 1}, SegmentCorruptError),
     ],
 )
