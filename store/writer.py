@@ -291,8 +291,9 @@ class PendingSegment:
             world=world,
             labels=labels,
         )
-        # Without a call in between, an interrupt cannot leave a part of it.
-        self.ended, self.whole_steps, self.running = [*self.ended, episode], self.steps, None
+        # CPython handles signals between calls: without one, an interrupt leaves all or nothing.
+        self.ended += [episode]
+        self.whole_steps, self.running = self.steps, None
         self.drop_running()
 
     def drop_running(self) -> None:
