@@ -18,7 +18,7 @@ from avtd3.store.errors import SegmentCorruptError, SpecError
 from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.manifest import Limits
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.replaced import episode_digests
 from avtd3.store.world_record import (
     MAX_SETUP_BYTES,

@@ -293,6 +293,8 @@ def test_a_reward_near_the_sum_of_its_terms_is_taken_as_the_sum(dataset):
         {"town": None},
         {"driver": "x" * 513},
         {"exploration_noise": float("nan")},
+        {"exploration_noise": 1e39},
+        {"exploration_noise": 10**400},
         {"scenario": 1.5},
         {"lap": float("nan")},
         {"lap": [1]},
