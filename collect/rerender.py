@@ -127,15 +127,8 @@ def rerender(
 ) -> RenderReport:
     """Make a dataset of the same episodes with other pictures, or add what is new to it.
 
-    Actions, rewards, ends and everything else stay as they are; files that do not change are
-    shared by hard links. ``should_stop`` is called before each segment; True ends the command.
-    For episodes of CARLA, each of the ``servers`` takes the pictures of a part of the segments.
-
-    Raises:
-        DatasetError: No episode has a stored state of the world.
-        ConfigError: ``target`` is the source, or has pictures with other changes; a server lacks
-            the map or a blueprint.
-        WorldError: No server can be used.
+    Files that do not change are shared by hard links. For episodes of CARLA, each of the servers
+    takes the pictures of a part of the segments.
     """
     old = Dataset.open(source)
     if target.resolve() == source.resolve():
@@ -163,7 +156,7 @@ def check_pictures(
     old = Dataset.open(source)
     changes = SceneChanges()
     _, scene = _new_spec(old, changes)
-    if not _comparable(scene):
+    if isinstance(scene, CarlaScene) and not scene.views():
         raise ConfigError(
             f"the pictures of {source} are of cameras of CARLA, which takes no two equal pictures; "
             "only views from above can be compared"
@@ -187,11 +180,6 @@ AnyScene = Scene | CarlaScene
 def _parse(setup: Mapping[str, Any]) -> AnyScene:
     """Read the setup of a record; raise SpecError if this version cannot draw it."""
     return CarlaScene.parse(setup) if setup.get("world") == CARLA else Scene.parse(setup)
-
-
-def _comparable(scene: AnyScene) -> Mapping[str, StreamCamera] | bool:
-    """Return the streams whose pictures can be drawn again equally; True for all of them."""
-    return scene.views() if isinstance(scene, CarlaScene) else True
 
 
 def _new_spec(old: Dataset, changes: SceneChanges) -> tuple[EpisodeSpec, AnyScene]:
@@ -286,10 +274,6 @@ def run_job(
         return work.make(Dataset.open(job.target), should_stop, on_tally)
 
 
-def _frames(segment: Segment, stream: str) -> Iterator[NDArray[np.uint8]]:
-    return (frame for _, part in segment.frame_parts(stream) for frame in part)
-
-
 class _Drawing:
     """Draws the pictures of some segments."""
 
@@ -335,8 +319,10 @@ class _Drawing:
                 segment = self._old.open_segment(name)
                 scenes = self._scenes(segment)
                 named = scenes[0][0].streams if scenes else {}
-                names = list(named or segment.spec.images)
-                stored = {name: _frames(segment, name) for name in names}
+                stored = {
+                    name: (frame for _, part in segment.frame_parts(name) for frame in part)
+                    for name in named or segment.spec.images
+                }
                 for drawn in self._pictures(segment, scenes):
                     for name, frames in stored.items():
                         same = np.array_equal(next(frames), drawn.get(name, _NOTHING))

@@ -96,10 +96,10 @@ def collect(
     Several collectors can write to one dataset at the same time; give each its own --seed.
     Press Ctrl-C once to publish what is complete and stop.
     """
+    from avtd3.collect.collector import choose_plan
     from avtd3.collect.collector import collect as run
     from avtd3.collect.foreign import stdout_to_stderr
     from avtd3.collect.places import collection_path
-    from avtd3.collect.plan import choose_plan
     from avtd3.collect.worlds import use_current_directory
     from avtd3.store.files import remote_url
     from avtd3.store.remote.client import open_place
