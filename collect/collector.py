@@ -822,7 +822,8 @@ def _create_dataset(job: CollectJob, context: WorkerContext) -> None:
 def _check_options(config: CollectConfig, policies: Path | None, scheduler: str | None) -> None:
     if config.mixture.needs_policy and policies is None:
         raise ConfigError(
-            f"driver {config.driver!r} needs the learner's directory; give --policies"
+            f"driver {config.driver!r} needs the directory that a learner publishes into; give "
+            "--policies DIR"
         )
     for name in ("max_lead", "max_unseen") if scheduler else ():
         if (most := getattr(config.lead, name)) is not None:

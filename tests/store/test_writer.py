@@ -424,7 +424,10 @@ def test_a_segment_has_no_more_steps_than_its_readers_allow(dataset, monkeypatch
             feed(writer, episode)
     assert [segment.steps for segment in dataset.snapshot().segments] == [4, 4]
     assert_holds(dataset, episodes)
-    with make_writer(dataset, segment_steps=6) as writer, pytest.raises(SpecError, match="6 steps, the most"):
+    with (
+        make_writer(dataset, segment_steps=6) as writer,
+        pytest.raises(SpecError, match="6 steps, the most"),
+    ):
         feed(writer, make_episode(dataset.spec, 7))
 
 
