@@ -96,7 +96,12 @@ class WorldRecord:
 
     def first(self, observations: int) -> Self:
         """Return the record of the first observations; raise SpecError if it cannot be stored."""
-        shapes = ((observations, 3), (observations, len(self.setup.get("actors", ())), 3))
+        shown = self.setup.get("actors")
+        if not isinstance(shown, list | tuple):
+            raise SpecError(
+                f"world record's setup has actors {abbreviate(shown)}, expected a list of shapes"
+            )
+        shapes = ((observations, 3), (observations, len(shown), 3))
         ego, actors = self.ego[:observations], self.actors[:observations]
         dtypes = (np.dtype(np.float64), np.dtype(np.int64))
         if (ego.shape, actors.shape) != shapes or (ego.dtype, actors.dtype) != dtypes:
@@ -165,7 +170,11 @@ def record_layout(name: str, size: int) -> ArrayLayout:
 def record_layouts(files: ArrayFiles, *, steps: int, episodes: int) -> dict[str, ArrayLayout]:
     """Return the arrays of records that a segment has; empty without records."""
     values = 3 * (steps + episodes)
-    most = {SETUP: episodes * MAX_SETUP_BYTES, EGO: values, ACTOR: values * MAX_ACTORS}
+    most = {
+        SETUP: episodes * (MAX_SETUP_BYTES + len("[],")),
+        EGO: values,
+        ACTOR: values * MAX_ACTORS,
+    }
     sizes = {name: files.rows(name, count) for name, count in most.items()}
     if not sizes[SETUP]:
         return {}

@@ -294,78 +294,66 @@ def replay_inspect(
     context: typer.Context,
     datasets: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="DATASET",
-            help="Datasets to audit: directories, or URLs, which are copied for the audit (with "
+        opt.argument(
+            "DATASET",
+            "Datasets to audit: directories, or URLs, which are copied for the audit (with "
             "--scheduler, segment by segment by its workers).",
             show_default=False,
         ),
     ] = None,
     sample: Annotated[
-        str | None,
-        typer.Option(metavar="SHARE", help="Read this share of the segments, such as 5% or 0.05."),
+        str | None, opt.option("SHARE", "Read this share of the segments, such as 5% or 0.05.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Verify again what an earlier audit has verified.")
+        bool, opt.option("--full", "Verify again what an earlier audit has verified.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
+    strict: Annotated[bool, opt.option("--strict", "Treat warnings as errors.")] = False,
     scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Dask scheduler to use. Default: local threads."),
+        str | None, opt.option("ADDRESS", "Dask scheduler to use. Default: local threads.")
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML page.")
-    ] = None,
+    html: Annotated[Path | None, opt.option("FILE", "Write the report as one HTML page.")] = None,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Afterwards, move damaged segments to quarantine/.")
+        bool, opt.option("--quarantine", "Afterwards, move damaged segments to quarantine/.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --quarantine: list the segments, move nothing.")
+        bool, opt.option("--dry-run", "With --quarantine: list the segments, move nothing.")
     ] = False,
     against: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="DATASET",
-            help="Report the drift from the other datasets to this one. Repeatable.",
-        ),
+        opt.option("DATASET", "Report the drift from the other datasets to this one. Repeatable."),
     ] = None,
     window: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FILTER",
-            help="Give twice, such as date=..2026-11-09 and date=2026-11-10..: report the drift "
+        opt.option(
+            "FILTER",
+            "Give twice, such as date=..2026-11-09 and date=2026-11-10..: report the drift "
             "from the first window to the second.",
         ),
     ] = None,
     scores: Annotated[
-        bool,
-        typer.Option("--scores", help="Report CARLA leaderboard scores, from the stored events."),
+        bool, opt.option("--scores", "Report CARLA leaderboard scores, from the stored events.")
     ] = False,
     episode: Annotated[
         str | None,
-        typer.Option(
-            metavar="EPISODE",
-            help="Show one episode instead: worst, best, longest, shortest, random, "
+        opt.option(
+            "EPISODE",
+            "Show one episode instead: worst, best, longest, shortest, random, "
             "SEGMENT:NUMBER, or its number in the collector's plan.",
         ),
     ] = None,
     filter_: opt.FilterOption = None,
     sheet: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Save the episode as a contact sheet, as PNG."),
+        Path | None, opt.option("FILE", "Save the episode as a contact sheet, as PNG.")
     ] = None,
-    gif: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the episode as a GIF.")
-    ] = None,
+    gif: Annotated[Path | None, opt.option("FILE", "Save the episode as a GIF.")] = None,
     mp4: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Save the episode as a video; needs the extra video."),
+        Path | None, opt.option("FILE", "Save the episode as a video; needs the extra video.")
     ] = None,
     estimate: Annotated[
         bool,
-        typer.Option(
+        opt.option(
             "--estimate",
-            help="Report bytes per step of one dataset instead; without a dataset, of the "
+            "Report bytes per step of one dataset instead; without a dataset, of the "
             "configuration.",
         ),
     ] = False,

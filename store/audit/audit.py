@@ -238,57 +238,47 @@ def quarantine_damaged(report: AuditReport, *, dry_run: bool = False) -> Quarant
     as well. If most segments of a dataset fail the same check of their bytes, none of these is
     moved. Raise StorageError if a dataset is not writable.
     """
-    proven: list[tuple[SegmentTask, frozenset[str]]] = []
-    kept: list[KeptSegment] = []
+    proven: dict[str, dict[str, frozenset[str]]] = {}
+    reasons: dict[tuple[str, str], str] = {}
     for task in report.damaged_tasks:
         found = _audit_again(task).log.counts
         if errors := frozenset(check for check in found if CHECKS[check].severity == "error"):
-            proven.append((task, errors))
+            proven.setdefault(task.dataset, {})[task.segment_id] = errors
         else:
             what = "it is unreadable now" if "unreadable" in found else "a second read found none"
-            kept.append(_keep(task, f"its errors are not proven: {what}"))
+            reasons[task.dataset, task.segment_id] = f"its errors are not proven: {what}"
     moved: list[str] = []
-    for path in dict.fromkeys(task.dataset for task, _ in proven):
-        own = [(task, errors) for task, errors in proven if task.dataset == path]
+    for path, segments in proven.items():
         try:
-            more = _quarantine(Dataset.open(Path(path)), own, dry_run=dry_run)
+            stay = _quarantine(Dataset.open(Path(path)), segments, dry_run=dry_run)
         except (DatasetError, FormatVersionError) as error:
-            reason = f"its dataset cannot be listed any more: {error}"
-            more = QuarantineReport(moved=(), kept=tuple(_keep(task, reason) for task, _ in own))
-        moved += more.moved
-        kept += more.kept
+            stay = dict.fromkeys(segments, f"its dataset cannot be listed any more: {error}")
+        moved += [name for name in segments if name not in stay]
+        reasons |= {(path, name): reason for name, reason in stay.items()}
+    kept = (KeptSegment(dataset=d, segment=n, reason=why) for (d, n), why in reasons.items())
     return QuarantineReport(moved=tuple(moved), kept=tuple(kept))
 
 
 def _quarantine(
-    dataset: Dataset, proven: Sequence[tuple[SegmentTask, frozenset[str]]], *, dry_run: bool
-) -> QuarantineReport:
-    """Move the segments of one dataset, unless most of them fail alike."""
-    moved: list[str] = []
-    kept: list[KeptSegment] = []
+    dataset: Dataset, proven: Mapping[str, frozenset[str]], *, dry_run: bool
+) -> dict[str, str]:
+    """Move segments of one dataset, unless most of them fail alike; return why some stay."""
+    stay = {}
     total = len(dataset.segment_ids())
-    alike = Counter(check for _, errors in proven for check in errors & BYTE_CHECKS)
+    alike = Counter(check for errors in proven.values() for check in errors & BYTE_CHECKS)
     many = {check: n for check, n in alike.items() if n > max(FEW, MOST_ALIKE * total)}
-    for task, errors in proven:
+    for name, errors in proven.items():
         if common := sorted(errors & many.keys()):
-            reason = (
+            stay[name] = (
                 f"{many[common[0]]} of {total} segments fail alike ({common[0]}), which points "
                 "to the disk, the mount or the copy; check these, then audit again"
             )
-            kept.append(_keep(task, reason))
-            continue
-        try:
-            if not dry_run:
-                dataset.quarantine(task.segment_id)
-        except SegmentNotFoundError:
-            kept.append(_keep(task, "it was removed meanwhile"))
-            continue
-        moved.append(task.segment_id)
-    return QuarantineReport(moved=tuple(moved), kept=tuple(kept))
-
-
-def _keep(task: SegmentTask, reason: str) -> KeptSegment:
-    return KeptSegment(dataset=task.dataset, segment=task.segment_id, reason=reason)
+        elif not dry_run:
+            try:
+                dataset.quarantine(name)
+            except SegmentNotFoundError:
+                stay[name] = "it was removed meanwhile"
+    return stay
 
 
 def _audit_again(task: SegmentTask) -> SegmentAudit:
@@ -358,19 +348,16 @@ class _Aggregate:
             # Readers ignore these segments, so they are neither counted nor checked.
             names = [name for name in names if name not in replaced]
             faults.append(Fault(check="replaced", message=f"{len(replaced)} in segments/"))
-        staging, staging_faults = _count_entries(path / STAGING)
-        quarantined, quarantine_faults = _count_entries(path / QUARANTINE)
-        self._datasets[dataset] = DatasetReport(
-            path=dataset, summary=Summary(), staging=staging, quarantined=quarantined
-        )
-        if staging:
-            faults.append(Fault(check="staging", message=f"{staging} in {path / STAGING}"))
-        if quarantined:
-            message = f"{quarantined} in {path / QUARANTINE}"
-            faults.append(Fault(check="quarantined", message=message))
+        counts = {}
+        for check, folder in (("staging", STAGING), ("quarantined", QUARANTINE)):
+            counts[check], unlisted = _count_entries(path / folder)
+            listing_faults += unlisted
+            if counts[check]:
+                faults.append(Fault(check=check, message=f"{counts[check]} in {path / folder}"))
+        self._datasets[dataset] = DatasetReport(path=dataset, summary=Summary(), **counts)
         if not names and is_listed:
             faults.append(Fault(check="empty", message="0 segments, expected 1 or more"))
-        for fault in (*faults, *listing_faults, *staging_faults, *quarantine_faults):
+        for fault in (*faults, *listing_faults):
             self._log.add(fault, dataset=dataset)
         chosen = sample_segments(names, config.sample)
         cache = VerifiedSegments(path)

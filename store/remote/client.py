@@ -27,10 +27,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from avtd3.store.errors import (
     ConfigError,
-    MissingPackageError,
     UnreachableError,
     abbreviate,
-    install_command,
+    import_extra,
 )
 from avtd3.store.files import (
     aside_of,
@@ -476,12 +475,7 @@ _CAUSE = re.compile(r'\b(?:message|error): "([^"]+)"')
 
 @functools.cache
 def _obstore() -> Any:  # noqa: ANN401 - an optional module
-    try:
-        return importlib.import_module("obstore")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"URLs of object stores need obstore; install it with {install_command('cloud')}"
-        ) from error
+    return import_extra("obstore", "cloud", "URLs of object stores need")
 
 
 @functools.cache

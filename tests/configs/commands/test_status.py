@@ -1,12 +1,12 @@
 """``avtd3 status``: what it answers, and its exit codes."""
 
+import functools
 import json
 import os
 import time
 
 import pytest
 
-from avtd3.cli import main
 from avtd3.learn.networks import Actor, NetworkConfig
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.store.remote.client import LocalPlace, open_place
@@ -15,14 +15,8 @@ from avtd3.tests.collect.line_world import SPEC, Line
 
 
 @pytest.fixture
-def status(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(["status", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return run
+def status(avtd3):
+    return functools.partial(avtd3, "status")
 
 
 def beat(place, name, role="collector", **fields):
@@ -122,7 +116,7 @@ def test_bad_use_exits_with_2(arguments, said, status):
     assert said in err
 
 
-def test_collect_and_learn_write_heartbeats(tmp_path, status, capsys):
+def test_collect_and_learn_write_heartbeats(tmp_path, status, avtd3):
     for command in (
         ["collect", "d", "--episodes", "1", "--set", "collect.scenario.route_length_m=30"],
         [
@@ -130,10 +124,8 @@ def test_collect_and_learn_write_heartbeats(tmp_path, status, capsys):
             *("--set", "learn.learning_starts=10", "--set", "learn.replay.batch_size=4"),
         ],
     ):
-        with pytest.raises(SystemExit) as ended:
-            main([str(tmp_path / a) if a in ("d", "run") else a for a in command])
-        assert not ended.value.code
-    capsys.readouterr()
+        code, _, err = avtd3(*(tmp_path / a if a in ("d", "run") else a for a in command))
+        assert code == 0, err
     _, out, _ = status(tmp_path / "d", "--json")
     collector, learner = json.loads(out)["processes"]
     assert (collector["state"], learner["state"]) == ("ended", "ended")

@@ -191,7 +191,9 @@ def test_absence_is_no_removal_and_other_bytes_are_not_removed(data, url, tmp_pa
     prune(data.path, PruneConfig(max_steps=2))
     records = data.path / REMOVED_FILE
     digest = read_removals(data.path)[second].digest
-    records.write_bytes(records.read_bytes().replace(digest.encode(), b"0" * 64) + b"\n{cut")
+    records.write_bytes(
+        records.read_bytes().replace(digest.encode(), b"0" * 64) + b"\n{cut\n" + b"[" * 5000
+    )
     report = transfer(data.path, url, removals=True)
     assert report.removed == 0
     assert "is not the one that is known here" in report.problems[0]
