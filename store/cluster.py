@@ -48,8 +48,9 @@ from avtd3.store.render.text import plural
 _POLL_S = 0.2
 _COUNT_S = 2.0
 """Seconds between two counts of the workers."""
-_PER_WORKER = 2
-"""Units in flight for each worker, or for each of its threads: one runs, one waits."""
+_PER_WORKER, _PER_THREAD = 2, 8
+"""Units in flight for each worker with the resource (one runs, one waits); without a resource, for
+each thread, whose units may end before the next look."""
 _MOST_ATTEMPTS = {"failed": 3, "lost": 10}
 """Attempts at a unit whose world fails, and at one whose worker is lost."""
 _STOP_CHECK_S, _STOP_REQUEST_S = 1.0, 5.0
@@ -150,7 +151,7 @@ class Cluster:
         client: What `connect` yields.
         address: Address of the scheduler.
         resource: What a worker needs one of for a unit; empty for one of its threads.
-        most: Most units in flight; 0 for two per worker, or per thread.
+        most: Most units in flight; 0 for two per worker, or eight per thread.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Cluster:
         self._resource, self._most = resource, most
         self.workers = 0
         """Workers with the resource, at the last count."""
-        self._slots = 0
+        self._limit = most
         self._count_at_s = 0.0
         self._running: dict[Any, _Unit] = {}
         self._results: list[Any] = []
@@ -235,8 +236,11 @@ class Cluster:
             if self._resource:
                 known = [each for each in known if each["resources"].get(self._resource)]
             self.workers = len(known)
-            self._slots = self.workers if self._resource else sum(w["nthreads"] for w in known)
-        while len(self._running) < (self._most or _PER_WORKER * self._slots):
+            usual = _PER_WORKER * self.workers
+            if not self._resource:
+                usual = _PER_THREAD * sum(each["nthreads"] for each in known)
+            self._limit = self._most or usual
+        while len(self._running) < self._limit:
             if (unit := next(units, None)) is None:
                 return True
             self._start(_Unit(key=unit[0], job=unit[1]), work, stop)

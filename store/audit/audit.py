@@ -103,7 +103,7 @@ class AuditConfig:
     """``threads``, ``sync`` (one segment after the other), or the address of a Dask cluster whose
     workers see the datasets under the same paths, or can reach their URLs."""
     workers: int = 0
-    """Threads, or segments in flight on a cluster; 0 means one per core, or two per thread of the
+    """Threads, or segments in flight on a cluster; 0 means one per core, or eight per thread of the
     cluster's workers."""
 
     def __post_init__(self) -> None:

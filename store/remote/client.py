@@ -77,14 +77,14 @@ class Limiter:
         self._rate, self._lock = bytes_per_s, threading.Lock()
         self._free_s = time.monotonic()
 
-    def spend(self, size_bytes: int) -> None:
-        """Wait until so many bytes may be transferred."""
+    def spend(self, size_bytes: int, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Wait until so many bytes may be transferred, or until asked to stop."""
         if not self._rate:
             return
         with self._lock:
             start_s = max(self._free_s, time.monotonic())
             self._free_s = start_s + size_bytes / self._rate
-        time.sleep(max(start_s - time.monotonic(), 0.0))
+        Patience(should_stop=should_stop).wait(start_s - time.monotonic())
 
 
 class LocalPlace:

@@ -281,7 +281,7 @@ class _Verified:
         for piece in self._pieces():
             if self._copier.should_stop():
                 raise Stopped
-            self._copier.limiter.spend(len(piece))
+            self._copier.limiter.spend(len(piece), self._copier.should_stop)
             self._copier.on_bytes(len(piece))
             digest.update(piece)
             size += len(piece)
@@ -492,7 +492,7 @@ class _Transfer:
             self._problems += [problem] if problem else []
             self._copied += bool(size_bytes)
             present += not (size_bytes or problem)
-            self._limiter.spend(size_bytes)
+            self._limiter.spend(size_bytes, self._should_stop)
             self._done += 1
             self._count(size_bytes)
         copy_latest(self._source, self._destination)

@@ -9,7 +9,7 @@ import pytest
 from avtd3.store import ConfigError, MissingPackageError, UnreachableError
 from avtd3.store.files import remote_url
 from avtd3.store.remote import client
-from avtd3.store.remote.client import LocalPlace, Patience, RemotePlace, open_place
+from avtd3.store.remote.client import Limiter, LocalPlace, Patience, RemotePlace, open_place
 from avtd3.tests.store.remote.servers import KEYS
 
 
@@ -45,6 +45,12 @@ def test_large_objects_are_transferred_in_pieces(bucket, monkeypatch):
     next(rest)
     place.write("big", data[:1000])
     assert list(rest) == [], "it was replaced by a smaller one"
+
+
+def test_a_stop_does_not_wait_until_a_limit_allows_more():
+    limiter = Limiter(1e-9)
+    limiter.spend(1)
+    limiter.spend(1, lambda: True)  # after 30 years
 
 
 def test_each_piece_is_one_request(proxy, bucket, monkeypatch):
@@ -286,10 +292,10 @@ def missing(name):
 
 
 def test_the_limit_of_the_bandwidth_holds_for_all_transfers_together(monkeypatch):
-    waited: list[float] = []
-    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    waited = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0 + sum(waited))
     monkeypatch.setattr(time, "sleep", waited.append)
     limiter = client.Limiter(1000.0)
-    for _ in range(3):
+    for total_s in (0.0, 0.5, 1.0):
         limiter.spend(500)
-    assert waited == [0.0, 0.5, 1.0]
+        assert sum(waited) == pytest.approx(total_s)
