@@ -276,11 +276,13 @@ def _side_stream(device: torch.device) -> Iterator[None]:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], tree: _Tree) -> _Tree:
-    """Apply a function to every tensor of a nest of dataclasses and tuples."""
+    """Apply a function to every tensor of a nest of dataclasses, tuples and dictionaries."""
     if isinstance(tree, Tensor):
         return change(tree)  # type: ignore[return-value]  # a tensor again
     if isinstance(tree, tuple):
         return tuple(map_tensors(change, item) for item in tree)  # type: ignore[return-value]
+    if isinstance(tree, dict):
+        return {k: map_tensors(change, v) for k, v in tree.items()}  # type: ignore[return-value]
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         values = {
             f.name: map_tensors(change, getattr(tree, f.name)) for f in dataclasses.fields(tree)

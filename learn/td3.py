@@ -34,7 +34,7 @@ Polyak averaging are as published. The code marks each deviation from the papers
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -42,7 +42,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.gradient_clip import ClipConfig, GradientNorms, clip_gradients
 from avtd3.learn.networks import Actor, NetworkConfig, ObservationBatch, TwinCritic, move_targets
 from avtd3.learn.ranks import ALONE, Ranks
 from avtd3.store.errors import check_settings
@@ -50,10 +49,37 @@ from avtd3.store.spec import EpisodeSpec
 
 CRITIC_FEATURES = ("own", "actor")
 DECAYS = ("l2", "decoupled")
+CLIP_SCOPES = ("joint", "per_module")
 _STD_OFFSET = 0.05
 """Added to each standard deviation of the vector, in units of the spec's scales. It is 1e-3 in the
 code of TD3+BC; entries that hardly vary, like the distance of the next waypoint ahead (0.006), then
 grow so large off the road that the critics diverge."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClipConfig:
+    """Limits on the norms of the gradients.
+
+    Example:
+        >>> ClipConfig(scope="per_module").actor_max_norm
+        1.0
+    """
+
+    enabled: bool = True
+    """Whether to clip gradients. Their norms are measured in any case."""
+    actor_max_norm: float = 1.0
+    """Largest norm of the actor's gradients."""
+    critic_max_norm: float = 10.0
+    """Largest norm of the critic's gradients."""
+    norm_type: float = 2.0
+    """Order of the norm."""
+    scope: str = "joint"
+    """``joint`` limits the norm of CNN and MLPs together, ``per_module`` limits each of them."""
+
+    def __post_init__(self) -> None:
+        scope = ("scope", self.scope in CLIP_SCOPES, f"one of {CLIP_SCOPES}")
+        above_zero = ("actor_max_norm", "critic_max_norm", "norm_type")
+        check_settings(self, "clip.", scope, above_zero=above_zero)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +325,20 @@ class ActorTerms:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GradientNorms:
+    """Norms of the gradients of one network, scalars."""
+
+    before: dict[str, Tensor]
+    """Norms of ``cnn`` and ``mlp``, those that the network has, before clipping."""
+    after: dict[str, Tensor]
+    """The same after clipping."""
+    clipped: Tensor
+    """1 if anything was clipped, else 0."""
+    finite: Tensor
+    """bool, whether all gradients are finite."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """The terms and gradient norms of one update, as detached tensors on the device."""
 
@@ -385,6 +425,36 @@ def _descend(
     optimizer.found_inf = (~norms.finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     return norms
+
+
+def clip_gradients(
+    cnn: Sequence[nn.Parameter], mlp: Sequence[nn.Parameter], max_norm: float, config: ClipConfig
+) -> GradientNorms:
+    """Scale the gradients of one network down to a maximum norm, in place.
+
+    This limits the input of the optimiser, not its step: Adam divides the scale out again. It helps
+    against single extreme batches, but not against a loss without a bound.
+    """
+    parts = {"cnn": [p.grad for p in cnn], "mlp": [p.grad for p in mlp]}
+    known = {name: [g for g in part if g is not None] for name, part in parts.items()}
+    known = {name: gradients for name, gradients in known.items() if gradients}
+    before = {name: _norm(gradients, config) for name, gradients in known.items()}
+    total = torch.linalg.vector_norm(torch.stack(list(before.values())), config.norm_type)
+    after, clipped = before, torch.zeros_like(total)
+    if config.enabled:
+        limited = dict.fromkeys(before, total) if config.scope == "joint" else before
+        for name, gradients in known.items():
+            torch._foreach_mul_(gradients, (max_norm / (limited[name] + 1e-6)).clamp(max=1.0))
+        after = {name: _norm(gradients, config) for name, gradients in known.items()}
+        over = torch.stack([norm > max_norm for norm in limited.values()])
+        clipped = over.any().to(total.dtype)
+    return GradientNorms(before=before, after=after, clipped=clipped, finite=torch.isfinite(total))
+
+
+def _norm(gradients: list[Tensor], config: ClipConfig) -> Tensor:
+    norms = torch._foreach_norm(gradients, config.norm_type)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), config.norm_type)
+    return total
 
 
 _Terms = TypeVar("_Terms", CriticTerms, ActorTerms)

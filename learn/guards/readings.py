@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.gradient_clip import GradientNorms
 from avtd3.learn.guards.config import UPDATE_RATIOS, WEIGHTS
 from avtd3.learn.logging import actor_scalars, feature_scalars
 from avtd3.learn.td3 import TD3State, Update
@@ -141,12 +140,13 @@ class Window:
         """Add an update, without computing anything or waiting for the device."""
         critic = update.critic
         values = {"loss": critic.loss, "q1": critic.q1, "q2": critic.q2, "reward": update.reward}
-        values["discount"] = batch.discount
-        self._critic.add(number, values | self._norms(update.critic_norms))
+        values |= {"discount": batch.discount, "finite": update.critic_norms.finite}
+        self._critic.add(number, values | update.critic_norms.before)
         self._last = update
         if update.actor is not None and update.actor_norms is not None:
             values = {"loss": update.actor.loss, "q1": update.actor.q}
-            self._actor.add(number, values | self._norms(update.actor_norms))
+            values["finite"] = update.actor_norms.finite
+            self._actor.add(number, values | update.actor_norms.before)
             self._last_actor = update
 
     def settle(self) -> Reading:
@@ -179,10 +179,6 @@ class Window:
         self._critic, self._actor = _Pending(), _Pending()
         self._last = self._last_actor = None
         self._reading = reading
-
-    def _norms(self, norms: GradientNorms) -> dict[str, Tensor]:
-        found = {"mlp": norms.mlp_before, "finite": norms.finite}
-        return found | ({"cnn": norms.cnn_before} if self._feature_count else {})
 
     def _last_scalars(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -8,7 +8,7 @@ import torch
 
 from avtd3.learn.guards.config import CnnRateConfig
 from avtd3.learn.td3 import TD3Config
-from avtd3.tests.learn.guarded_run import GUARDS, scale
+from avtd3.tests.learn.guarded_run import GUARDS, PLAIN, scale
 
 
 def test_a_poisoned_batch_is_reported_and_counted(make_run):
@@ -52,8 +52,10 @@ def test_inflated_critics(make_run, factor, wanted):
         assert run.stop is not None
 
 
-def test_the_gradient_of_the_actor_counts_before_clipping(make_run):
-    run = make_run(camera=False)
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_gradient_of_the_actor_counts_before_clipping(make_run, shared):
+    network = dataclasses.replace(PLAIN, shared_encoder=True)  # the actor trains no CNN
+    run = make_run(network=network) if shared else make_run(camera=False)
     run.go(10)
     scale(run.state.critic.head1, 300.0)
     scale(run.state.critic.head2, 300.0)
