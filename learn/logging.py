@@ -262,7 +262,7 @@ class MetricLogger:
         on_write: Callable[[int, Mapping[str, float]], None] = lambda *_: None,
     ) -> None:
         self.newest: dict[str, float] = {}
-        """The newest value of each metric in this process lifetime."""
+        """The newest value of each metric since `start`."""
         self._directory, self._feature_count, self._on_write = directory, features, on_write
         self._settings = settings
         self._writer: EventWriter | None = None
@@ -280,6 +280,7 @@ class MetricLogger:
         """Open a new event file, which begins with the next update, `first_step`."""
         self.close()
         self._clear()
+        self.newest = {}  # after a rollback, none of what went wrong
         if state:
             collected = read_as(_Collected, state, "the checkpoint's metrics")
             if any(metric(name) is None for name in collected.actor):

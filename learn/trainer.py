@@ -729,8 +729,7 @@ class Trainer:
 
         With the same ones, the run would fail in the same way.
         """
-        unused = torch.Generator(self._device)
-        metadata, aside = self._checkpoints.roll_back(good, self._state, unused)
+        metadata, aside = self._checkpoints.roll_back(good, self._state, None)
         self._guards.roll_back(metadata.guards, self._state)
         self._must_share = True
         self._update = self._make_update()

@@ -231,10 +231,9 @@ def _newest(log: RunLog, name: str) -> float | None:
 def _alert_rows(alerts: Sequence[Alert]) -> list[tuple[str, str, str, str, tuple[str, ...]]]:
     """Return a row for each guard: its highest level, how often, when, and its newest alert."""
     order = [NOTE, *LEVELS]
-    known = [alert for alert in alerts if alert.level in order]
     rows = []
-    for name in dict.fromkeys(alert.name for alert in reversed(known)):
-        own = [alert for alert in known if alert.name == name]
+    for name in dict.fromkeys(alert.name for alert in reversed(alerts)):
+        own = [alert for alert in alerts if alert.name == name]
         level = max((alert.level for alert in own), key=order.index)
         first, last = min(alert.update for alert in own), max(alert.update for alert in own)
         when = integer(first) if first == last else f"{integer(first)} to {integer(last)}"
@@ -345,7 +344,7 @@ def find_examples(
     spec = config.replay.view(opened[0].spec)
     episodes, is_held_out = choose_episodes(opened, config)
     state = create_state(spec, config.network, config.td3, torch.device("cpu"), 0)
-    metadata = load_checkpoint(saved[-1], state, torch.Generator())
+    metadata = load_checkpoint(saved[-1], state, None)
     ranked = sorted(episodes, key=lambda episode: episode.episode_return)
     best = ranked[::-1][: min(EACH, len(ranked) - len(ranked) // 2)]
     worst = ranked[: min(EACH, len(ranked) // 2)]

@@ -1,17 +1,17 @@
 """`AlertLog`: count alerts, and write them to ``RUN/alerts.jsonl``."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from avtd3.learn.checkpoints import read_as
 from avtd3.learn.guards.config import GUARDS, LEVELS
 from avtd3.learn.guards.limits import Finding
 from avtd3.store import files
-from avtd3.store.errors import CheckpointError
 
 ALERTS_FILE = "alerts.jsonl"
 NOTE = "note"
@@ -123,7 +123,7 @@ class AlertLog:
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:  # the process was killed in the middle of a line
             files.write_aside(self._path, whole)
-        void = [update for update in map(_update_of, whole.splitlines()) if update > at]
+        void = [alert.update for alert in _parse(whole) if alert.update > at]
         if void:
             reason = f"the run was killed and continues from update {at}: the lines above this one "
             reason += "that report later updates are void"
@@ -183,20 +183,16 @@ def read_alerts(path: Path) -> list[Alert]:
     if not path.exists():
         return []
     found: list[Alert] = []
-    for line in files.read_bytes(path, MAX_ALERT_BYTES).splitlines():
-        try:
-            alert = read_as(Alert, files.parse_json(line, path), "alert")
-        except (ValueError, CheckpointError):
-            continue
+    for alert in _parse(files.read_bytes(path, MAX_ALERT_BYTES)):
         if alert.name == RESUME:
             found = [earlier for earlier in found if earlier.update <= alert.update]
         found.append(alert)
     return found
 
 
-def _update_of(line: bytes) -> int:
-    """Return the update of a line; -1 if the line is invalid."""
-    try:
-        return int(json.loads(line)["update"])
-    except (ValueError, KeyError, TypeError):
-        return -1
+def _parse(data: bytes) -> Iterator[Alert]:
+    for line in data.splitlines():
+        with contextlib.suppress(ValueError):  # the line is no alert
+            alert = read_as(Alert, files.parse_json(line, ALERTS_FILE), "alert")
+            if alert.level in (NOTE, *LEVELS):
+                yield alert

@@ -144,6 +144,16 @@ def test_a_rollback_continues_from_the_last_good_checkpoint(tmp_path, learn, con
     assert [path.name for path in list_checkpoints(run / "emergency")] == ["update-000000025"]
 
 
+def test_a_rollback_forgets_the_metrics_of_what_went_wrong(tmp_path, learn, config, break_weights):
+    break_weights(23)
+    config = dataclasses.replace(config, guards=guards(on_stop="rollback"), keep_best="critic/loss")
+    assert learn(config).rollbacks == 1
+    run = tmp_path / "run"
+    document = json.loads((run / "checkpoints/update-000000020/checkpoint.json").read_text())
+    curve = read_log(run / "events").curves["critic/loss"]
+    assert document["best"]["newest"] == curve.values[curve.updates == 20].item()
+
+
 def test_each_rollback_halves_the_rates_again_until_there_were_enough(
     tmp_path, learn, config, break_weights
 ):
