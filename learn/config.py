@@ -6,7 +6,7 @@ from avtd3.learn.device import PRECISIONS
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.td3 import ACTOR_LOSSES, TD3Config
+from avtd3.learn.td3 import ALGORITHMS, TD3Config
 from avtd3.learn.threads import AUTO
 from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.replay.config import ReplayConfig
@@ -127,7 +127,7 @@ class LearnConfig:
             ("decay_to", 0.0 < self.decay_to <= 1.0, "above 0, at most 1"),
             ("refresh_seconds", self.refresh_seconds > 0.0, "above 0 seconds"),
             ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
-            ("algorithm", self.algorithm in ACTOR_LOSSES, f"one of {tuple(ACTOR_LOSSES)}"),
+            ("algorithm", self.algorithm in ALGORITHMS, f"one of {ALGORITHMS}"),
             (
                 "threads",
                 self.threads == AUTO or (type(self.threads) is int and self.threads >= 0),

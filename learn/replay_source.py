@@ -132,15 +132,7 @@ def scratch_directory(run: Path) -> Path:
 
 
 class RunCopies:
-    """The directories of this machine that stand for the URLs of a run, and the threads for them.
-
-    Args:
-        run: The run's directory.
-        datasets: Paths or URLs of its datasets.
-        policies: Path or URL of its policies.
-        config: Its settings.
-        run_id: Its id.
-    """
+    """The directories that stand for the URLs of a run on this machine, and their threads."""
 
     def __init__(
         self,
@@ -150,21 +142,14 @@ class RunCopies:
         config: LearnConfig,
         run_id: str,
     ) -> None:
-        self.datasets: list[Path] = []
+        self.datasets = [mirror_path(run, path) for path in datasets]
         """The datasets as directories."""
-        self._mirrors: dict[int, Mirror] = {}
-        for number, (path, url) in enumerate((path, remote_url(path)) for path in datasets):
-            if url is None:
-                self.datasets.append(path)
-                continue
-            mirror = Mirror(
-                url,
-                mirror_path(run, url),
-                max_bytes=config.mirror_bytes,
-                steps=config.replay.capacity,
-            )
-            self._mirrors[number] = mirror
-            self.datasets.append(mirror.path)
+        limits = {"max_bytes": config.mirror_bytes, "steps": config.replay.capacity}
+        self._mirrors = {
+            number: Mirror(url, self.datasets[number], **limits)
+            for number, path in enumerate(datasets)
+            if (url := remote_url(path)) is not None
+        }
         self._policies_url = remote_url(policies)
         self.policies = Path(policies) if self._policies_url is None else run / "policies"
         """Where the run publishes its policies."""
@@ -182,16 +167,16 @@ class RunCopies:
         Only rank 0 does; the others wait until the datasets are there. Yield whether they are;
         False if stopped before.
         """
-        if not ranks.is_first:
-            yield not self._mirrors or bool(ranks.share(None))
+        are_ready = True
+        if self._mirrors:
+            mirrors = self._mirrors.values() if ranks.is_first and not follow else ()
+            is_filled = all(mirror.fill(should_stop, on_wait) for mirror in mirrors)
+            ranks.meet()  # unlike `share`, this waits for as long as it takes
+            are_ready = bool(ranks.share(is_filled))
+        if not are_ready or not ranks.is_first:
+            yield are_ready
             return
         with contextlib.ExitStack() as stack:
-            are_ready = follow or all(m.fill(should_stop, on_wait) for m in self._mirrors.values())
-            if self._mirrors and ranks.size > 1:
-                ranks.share(are_ready)
-            if not are_ready:
-                yield False
-                return
             for mirror in self._mirrors.values() if follow else ():
                 self._threads.append(stack.enter_context(mirror))
             push = None
@@ -204,7 +189,10 @@ class RunCopies:
             for thread in self._threads:
                 stack.callback(thread.stop)  # all at once, before waiting for each
             yield True
-            if push is not None and not push.finish(should_stop, _on_push(push, on_wait)):
+            if push is None:
+                return
+            copying = f"copying the newest policies to {push.url}"
+            if not push.finish(should_stop, lambda reason: on_wait(reason or copying)):
                 self.unsent = (
                     f"the newest policies are not at {push.url} yet: {push.waiting}; to copy "
                     f"them: avtd3 push {push.path} {push.url}"
@@ -245,10 +233,6 @@ class RunCopies:
         ]
 
 
-def _on_push(push: PolicyPush, on_wait: OnWait) -> OnWait:
-    return lambda reason: on_wait(reason or f"copying the newest policies to {push.url}")
-
-
 class ReplaySource:
     """The data side of a run: its sampler, its newest episodes, and how many updates are allowed.
 
@@ -264,7 +248,7 @@ class ReplaySource:
         follow: bool = False,
         gathers: bool = True,
         on_wait: OnWait = lambda _: None,
-        copies: "RunCopies | None" = None,
+        copies: RunCopies | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -286,9 +270,8 @@ class ReplaySource:
         """Metrics of the newest episodes."""
         self._config, self._follow, self._ranks = config, follow, ranks
         self._paths = ", ".join(str(dataset.path) for dataset in datasets)
-        self._copies = copies
-        if copies is not None:
-            copies.keep_wanted(self.sampler)
+        self._copies = copies or RunCopies(scratch, [], scratch, config, "")
+        self._copies.keep_wanted(self.sampler)
         self._next_refresh_s = self._news_s = time.monotonic()
         if not follow and not self.sampler.steps:
             error = self._no_steps()
@@ -303,8 +286,7 @@ class ReplaySource:
 
         The pace of the learner counts these, as that of a collector (`CollectAheadConfig`) does.
         """
-        elsewhere = 0 if self._copies is None else self._copies.steps_elsewhere
-        return self.sampler.steps_published + elsewhere
+        return self.sampler.steps_published + self._copies.steps_elsewhere
 
     @property
     def is_stalled(self) -> bool:
@@ -313,8 +295,7 @@ class ReplaySource:
 
     def ready(self, updates: int) -> bool:
         """Return whether another update is allowed; look for new or unreadable segments if due."""
-        if self._copies is not None:
-            self._copies.check()
+        self._copies.check()
         if self.is_due:
             self.refresh()
         elif self.sampler.has_news:
@@ -370,8 +351,8 @@ class ReplaySource:
 
     def wait(self, updates: int, on_wait: OnWait) -> None:
         """Report what the run is waiting for, and sleep for a moment."""
-        copies = "" if self._copies is None else self._copies.waiting
-        on_wait("; ".join(filter(None, (f"waiting for {self._awaited(updates)}", copies))))
+        waits = (f"waiting for {self._awaited(updates)}", self._copies.waiting)
+        on_wait("; ".join(filter(None, waits)))
         time.sleep(min(POLL_S, self._config.refresh_seconds))
 
     def _awaited(self, updates: int) -> str:
@@ -401,9 +382,9 @@ class ReplaySource:
         return dataclasses.replace(
             progress,
             episode_return=self.episodes.newest_return,
-            refused=(*self.sampler.refused, *(self._copies.refused if self._copies else ())),
+            refused=(*self.sampler.refused, *self._copies.refused),
             absent=self.absent,
-            mirror_bytes=self._copies.mirror_bytes if self._copies else None,
+            mirror_bytes=self._copies.mirror_bytes,
             steps_by_collector=self.sampler.steps_by_collector,
         )
 

@@ -104,7 +104,7 @@ def train(
     """Train TD3 from datasets and publish policies.
 
     If collectors run on the same machine, set the environment variable ``GOMP_SPINCOUNT=5000``
-    before importing torch, as ``avtd3 learn`` does; see `avtd3.learn.openmp`.
+    before importing torch, as ``avtd3 learn`` does; see `avtd3.learn.threads`.
 
     Under ``torchrun``, call this function with the same arguments in all processes: they train one
     run together, see `avtd3.learn.ranks`. Only rank 0 calls the callbacks, but for `should_stop`.

@@ -85,7 +85,7 @@ def learn(
     Writes the page RUN/run.html: curves with alerts, what the policy looks at and would do. Exits
     with 1 if a guard stopped the training. Press Ctrl-C once to save a checkpoint and stop.
     """
-    from avtd3.learn.openmp import limit_spinning
+    from avtd3.learn.threads import limit_spinning
 
     limit_spinning()  # before torch is imported
     from avtd3.learn.analysis.run_page import RunPageCallback

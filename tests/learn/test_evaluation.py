@@ -9,8 +9,7 @@ import torch
 from avtd3.learn import evaluation
 from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.evaluation import HeldOutEvaluator, discounted_returns
-from avtd3.learn.fitted_value import FittedEpisode
+from avtd3.learn.evaluation import FittedEpisode, HeldOutEvaluator, discounted_returns
 from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig, ObservationBatch, to_pixels
 from avtd3.learn.td3 import TD3Config, create_state, scale_reward

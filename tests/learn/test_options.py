@@ -15,7 +15,6 @@ from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.td3 import (
     TD3Config,
     actor_loss,
-    cloning_loss,
     create_state,
     critic_loss,
     update,
@@ -176,7 +175,7 @@ def test_cloning_ignores_the_critics(make_spec, small_network, make_batch):
     one, other = (state.actor.state_dict() for state in states)
     assert all(torch.equal(one[name], other[name]) for name in one)
     batch = make_batch(spec)
-    terms = cloning_loss(states[0], batch, TD3Config())
+    terms = actor_loss(states[0], batch, TD3Config(), algorithm="bc")
     torch.testing.assert_close(terms.loss, functional.mse_loss(terms.action, batch.action))
 
 

@@ -54,7 +54,6 @@ SINGLE_IMPORTERS = {
     "configs.commands.status": COMMAND,
     "configs.commands.store": COMMAND,
     "configs.commands.transfer": COMMAND,
-    "learn.fitted_value": TOPIC,
     "learn.guards.monitor": ENTRY,
     "learn.replay_source": TOPIC,
     "store.exchange.lerobot": OPTIONAL,
