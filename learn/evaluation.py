@@ -16,7 +16,7 @@ from torch import Tensor
 
 from avtd3.learn.batch import Batch
 from avtd3.learn.metrics import REWARD_TERMS
-from avtd3.learn.networks import ObservationBatch, evaluating, join_pixels, to_pixels
+from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
 from avtd3.store.episode import Episode
 from avtd3.store.replay.backend import EpisodeSummary
@@ -255,7 +255,7 @@ class HeldOutEvaluator:
             parts.append(to_pixels(stacks.to(self.device), self.autocast or torch.float32))
         if self.spec.vector_names:
             vector = torch.from_numpy(episode.vectors[start:stop]).to(self.device)
-        return ObservationBatch(pixels=join_pixels(parts), vector=vector)
+        return ObservationBatch(pixels=tuple(parts), vector=vector)
 
 
 def discounted_returns(reward: NDArray[np.float32], gamma: float) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import dataclasses
 import fnmatch
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Self, TypeAlias
+from typing import Self
 
 import numpy as np
 import torch
@@ -41,8 +41,6 @@ LEAKY_SLOPE = 0.01
 _CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
 _STAGES = (16, 32, 32, 32, 32, 32, 32, 32)  # channels of the stages of a residual CNN
 _FEWEST_STAGES, _LAST_SIDE = 3, 16
-Pixels: TypeAlias = Tensor | tuple[Tensor, ...]
-"""Pixels of the only stream, or of each of several, in the order of their names."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,11 +190,18 @@ def _is_width(value: object) -> bool:
 class ObservationBatch:
     """A batch of observations, ready for the networks."""
 
-    pixels: Pixels | None
-    """float (B, K*C, H, W) in 0..255, channels_last in memory; a tuple of such, one for each
-    stream in the order of their names, if there are several; None without a camera."""
+    pixels: tuple[Tensor, ...]
+    """float (B, K*C, H, W) in 0..255, channels_last in memory, for each stream of images in the
+    order of their names; empty without a camera."""
     vector: Tensor | None
     """float (B, V), normalised; None if the spec has no vector."""
+
+    def first(self, count: int) -> Self:
+        """Return the first observations, with pixels in float32."""
+        return type(self)(
+            pixels=tuple(part[:count].float() for part in self.pixels),
+            vector=None if self.vector is None else self.vector[:count],
+        )
 
 
 def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
@@ -205,16 +210,6 @@ def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
     if frames.is_contiguous(memory_format=torch.channels_last):
         return frames.to(dtype)
     return torch.stack(frames.unbind(1), -1).to(dtype).permute(0, 3, 1, 2)
-
-
-def join_pixels(parts: Sequence[Tensor]) -> Pixels | None:
-    """Return the pixels of all streams as the networks take them."""
-    return None if not parts else parts[0] if len(parts) == 1 else tuple(parts)
-
-
-def split_pixels(pixels: Pixels | None) -> tuple[Tensor, ...]:
-    """Return the pixels of each stream, of what `join_pixels` returned."""
-    return () if pixels is None else pixels if isinstance(pixels, tuple) else (pixels,)
 
 
 class Encoder(nn.Module):
@@ -347,7 +342,7 @@ class StreamEncoders(nn.Module):
         super().__init__()
         self.streams = nn.ModuleDict({n: _encoder(image, config) for n, image in images.items()})
 
-    def forward(self, pixels: Sequence[Tensor]) -> Tensor:
+    def forward(self, *pixels: Tensor) -> Tensor:
         """Return features (B, F * streams) of the pixels of each stream."""
         parts = zip(self.streams.values(), pixels, strict=True)
         return torch.cat([encoder(each) for encoder, each in parts], dim=1)
@@ -369,7 +364,7 @@ def _encoder(image: ImageSpec, config: NetworkConfig, *, is_named: bool = True) 
 
 
 def make_encoder(spec: EpisodeSpec, config: NetworkConfig) -> nn.Module | None:
-    """Return what turns the `Pixels` of a spec into features; None without a camera."""
+    """Return what turns the pixels of each stream into features; None without a camera."""
     images = list(spec.images.values())
     if len(images) > 1:
         return StreamEncoders(spec.images, config)
@@ -466,12 +461,7 @@ class _Network(nn.Module):
         """Return the state, float (B, F + V): this network's own features, then the vector."""
         parts: list[Tensor] = []
         if self.encoder is not None:
-            assert observation.pixels is not None
-            pixels = observation.pixels
-            if isinstance(pixels, tuple):
-                seen = [pixels[n] for n in self.streams]
-                pixels = seen[0] if len(seen) == 1 else tuple(seen)
-            parts.append(self.encoder(pixels))
+            parts.append(self.encoder(*(observation.pixels[n] for n in self.streams)))
         if observation.vector is not None:
             parts.append(self.normalise(self.seen(observation.vector)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -38,7 +38,6 @@ from avtd3.learn.networks import (
     actor_spec,
     encoders_of,
     evaluating,
-    join_pixels,
     to_pixels,
 )
 from avtd3.store import files
@@ -606,7 +605,7 @@ def sample_observations(spec: EpisodeSpec, device: torch.device) -> ObservationB
         parts.append(torch.randint(0, 256, shape, generator=generator).float().to(device))
     if spec.vector_size:
         vector = torch.randn(_PROBES, spec.vector_size, generator=generator).to(device)
-    return ObservationBatch(pixels=join_pixels(parts), vector=vector)
+    return ObservationBatch(pixels=tuple(parts), vector=vector)
 
 
 @torch.no_grad()
@@ -615,14 +614,8 @@ def find_fault(actor: Actor, observation: ObservationBatch) -> str:
     for name, value in actor.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             return f"{name} has values that are not finite"
-    pixels, vector = observation.pixels, observation.vector
-    parts = () if pixels is None else pixels if isinstance(pixels, tuple) else (pixels,)
-    probes = ObservationBatch(
-        pixels=join_pixels([part[:_PROBES].float() for part in parts]),
-        vector=None if vector is None else vector[:_PROBES],
-    )
     with evaluating(actor):
-        action = actor(probes)
+        action = actor(observation.first(_PROBES))
     distance = float(((action - actor.action_centre).abs() / actor.action_scale).max())
     if not math.isfinite(distance):
         return f"it answers actions that are not finite to {len(action)} observations of its data"

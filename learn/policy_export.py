@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from avtd3.learn.networks import ObservationBatch, join_pixels
+from avtd3.learn.networks import ObservationBatch
 from avtd3.learn.policy import Policy
 from avtd3.learn.run_settings import CONFIG_FILE, read_settings
 from avtd3.store.dataset import Dataset
@@ -210,7 +210,7 @@ class _Graph(nn.Module):
         """Return actions (B, A) for inputs in the order of `names`."""
         parts = dict(zip(self.names, inputs, strict=True))
         batch = ObservationBatch(
-            pixels=join_pixels([parts[name].float() for name in self.frames]),
+            pixels=tuple(parts[name].float() for name in self.frames),
             vector=parts["vector"] / self._scales if "vector" in parts else None,
         )
         action: Tensor = self._actor(batch)

@@ -91,7 +91,7 @@ def check_places(run: Path, policies: Path, datasets: Sequence[Path]) -> None:
 
 
 def resolve_places(
-    run: Path, before: Mapping[str, Any], policies: Path | None, follow: bool | None
+    run: Path, before: Mapping[str, Any], policies: Path | str | None, follow: bool | None
 ) -> tuple[Path, bool]:
     """Return where a run publishes and whether it follows its datasets: as asked, or as before.
 
@@ -102,8 +102,8 @@ def resolve_places(
         follow: None for what the run did before, or no.
     """
     if policies is None:
-        policies = Path(before.get("policies", run / "policies"))
-    return policies, bool(before.get("follow", False)) if follow is None else follow
+        policies = before.get("policies", run / "policies")
+    return Path(policies), bool(before.get("follow", False) if follow is None else follow)
 
 
 def read_settings(run: Path) -> dict[str, Any]:

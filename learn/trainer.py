@@ -156,95 +156,70 @@ def train(
         MemoryError: If the networks or a batch do not fit into the memory.
     """
     paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
+    run, resumes = Path(run), resume or rollback is not None
     with open_ranks() as ranks:
-        return _train(
-            config,
-            paths,
-            Path(run),
-            None if policies is None else Path(policies),
-            follow=follow,
-            resume=resume,
-            rollback=rollback,
-            callbacks=callbacks,
-            ranks=ranks,
+        before = read_settings(run) if resumes else {}
+        if config is None:
+            config = stored_config(run) if resumes else LearnConfig()
+        changes = find_changes(run, before, config, rollback, ranks.size) if resumes else []
+        policies, follow = resolve_places(run, before, policies, follow)
+        if follow:
+            check_pace(config)
+        if not paths:
+            raise ConfigError("train needs at least one dataset, found none")
+        document = {
+            "learn": dataclasses.asdict(config),
+            "datasets": [show_path(path) for path in paths],
+            "policies": show_path(policies),
+            "follow": follow,
+        }
+        run_id = str(before.get(RUN_ID) or ranks.share(secrets.token_hex(8)))
+        document[RUN_ID] = run_id
+        copies = RunCopies(run, paths, policies, config, run_id)
+        paths, directory = copies.datasets, copies.policies
+        check_places(run, directory, paths)
+        if ranks.size > 1:
+            document[RANKS] = ranks.size
+            check_ranks(config, document, ranks)
+        keep_freed_memory()
+        notify = CallbackList(
+            callbacks if ranks.is_first else [_only_stops(callbacks)], target=config.updates
         )
-
-
-def _train(
-    config: LearnConfig | None,
-    paths: list[Path],
-    run: Path,
-    policies: Path | None,
-    *,
-    follow: bool | None,
-    resume: bool,
-    rollback: int | None,
-    callbacks: Sequence[TrainCallback],
-    ranks: Ranks,
-) -> LearnReport:
-    resumes = resume or rollback is not None
-    before = read_settings(run) if resumes else {}
-    if config is None:
-        config = stored_config(run) if resumes else LearnConfig()
-    changes = find_changes(run, before, config, rollback, ranks.size) if resumes else []
-    policies, follow = resolve_places(run, before, policies, follow)
-    if follow:
-        check_pace(config)
-    if not paths:
-        raise ConfigError("train needs at least one dataset, found none")
-    document = {
-        "learn": dataclasses.asdict(config),
-        "datasets": [show_path(path) for path in paths],
-        "policies": show_path(policies),
-        "follow": follow,
-    }
-    run_id = str(before.get(RUN_ID) or ranks.share(secrets.token_hex(8)))
-    document[RUN_ID] = run_id
-    copies = RunCopies(run, paths, policies, config, run_id)
-    paths, directory = copies.datasets, copies.policies
-    check_places(run, directory, paths)
-    if ranks.size > 1:
-        document[RANKS] = ranks.size
-        check_ranks(config, document, ranks)
-    keep_freed_memory()
-    notify = CallbackList(
-        callbacks if ranks.is_first else [_only_stops(callbacks)], target=config.updates
-    )
-    for change in changes:
-        notify.report(str(change), now=True)
-    started_s = time.monotonic()
-    with (
-        open_run(run, directory, document, resume=resumes, changes=changes, ranks=ranks),
-        cpu_threads(config.threads, ranks),
-        memory_errors(
-            f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
-            "learn.network.hidden, learn.network.features or learn.replay.batch_size"
-        ),
-        copies.kept(
-            ranks, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
-        ) as are_ready,
-    ):
-        report = LearnReport(run=str(run), policies=str(directory), stopped=True)
-        opened = are_ready and open_in_step(
-            ranks, paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+        for change in changes:
+            notify.report(str(change), now=True)
+        started_s = time.monotonic()
+        with (
+            open_run(run, directory, document, resume=resumes, changes=changes, ranks=ranks),
+            cpu_threads(config.threads, ranks),
+            memory_errors(
+                f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
+                "learn.network.hidden, learn.network.features or learn.replay.batch_size"
+            ),
+            copies.kept(
+                ranks, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+            ) as are_ready,
+        ):
+            report = LearnReport(run=str(run), policies=str(directory), stopped=True)
+            opened = are_ready and open_in_step(
+                ranks, paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+            )
+            if opened:
+                spec = config.replay.view(opened[0].spec)
+                with Trainer(spec, config, run, directory, notify, ranks, run_id) as trainer:
+                    trainer.restore(resume=resume, rollback=rollback)
+                    trainer.open_source(opened, follow=follow, copies=copies)
+                    trainer.loop()
+                    trainer.finish()
+                    report = trainer.report()
+        report = dataclasses.replace(
+            report,
+            policies=show_path(policies),
+            seconds=time.monotonic() - started_s,
+            changes=tuple(map(str, changes)),
+            unsent=copies.unsent,
         )
-        if opened:
-            spec = config.replay.view(opened[0].spec)
-            with Trainer(spec, config, run, directory, notify, ranks, run_id) as trainer:
-                trainer.restore(resume=resume, rollback=rollback)
-                trainer.open_source(opened, follow=follow, copies=copies)
-                trainer.loop()
-                trainer.finish()
-                report = trainer.report()
-    report = dataclasses.replace(
-        report,
-        policies=show_path(policies),
-        seconds=time.monotonic() - started_s,
-        changes=tuple(map(str, changes)),
-        unsent=copies.unsent,
-    )
-    notify.call(lambda callback: callback.on_end(report))
-    return report
+        notify.call(lambda callback: callback.on_end(report))
+        return report
 
 
 def check_ranks(config: LearnConfig, document: Mapping[str, Any], ranks: Ranks) -> None:
@@ -610,14 +585,13 @@ class Trainer:
 
     def _make_update(self) -> Callable[[Batch, Tensor], Update]:
         """Return the update function, for the state as it is after loading a checkpoint."""
-        c = self._config
-        algorithm, graphs = c.algorithm, c.cuda_graphs
+        config = self._config
         return make_updater(
             self._state,
-            c.td3,
+            config.td3,
             self._autocast,
-            algorithm=algorithm,
-            graphs=graphs,
+            algorithm=config.algorithm,
+            graphs=config.cuda_graphs,
             ranks=self._ranks,
         )
 
@@ -697,9 +671,9 @@ class Trainer:
 
     def _check_guards(self, batch: Batch, update: Update) -> None:
         length = self.source.episodes.newest_length
-        before = [rate.state.share for rate in self._guards.rates.values()]
+        before = [rate.share for rate in self._guards.rates.values()]
         scalars, stop = self._guards.after(self._state, update, batch, length)
-        after = [rate.state.share for rate in self._guards.rates.values()]
+        after = [rate.share for rate in self._guards.rates.values()]
         self._must_share |= before != after
         self._logger.write(self.updates, scalars)
         if stop is not None and self._config.guards.on_stop != "continue":
@@ -761,7 +735,7 @@ class Trainer:
             self._spec,
             self._config.network,
             updates=self.updates,
-            action_limit=self._guards.action_limit.share,
+            action_limit=self._guards.action_limit,
             stack_stride=self._config.replay.stack_stride,
         )
         self._policy_version = version

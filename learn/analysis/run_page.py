@@ -35,8 +35,6 @@ from avtd3.learn.guards.config import LEVELS
 from avtd3.learn.networks import (
     ObservationBatch,
     evaluating,
-    join_pixels,
-    split_pixels,
     to_pixels,
 )
 from avtd3.learn.report import LearnReport
@@ -479,7 +477,7 @@ def _observe(
         stacks = np.concatenate([read(start=t, stop=t + 1) for t in steps.tolist()])
         streams.append(to_pixels(torch.from_numpy(stacks), torch.float32))
     vector = torch.from_numpy(episode.vectors[steps]) if spec.vector_names else None
-    return ObservationBatch(pixels=join_pixels(streams), vector=vector)
+    return ObservationBatch(pixels=tuple(streams), vector=vector)
 
 
 def _saliency(
@@ -487,11 +485,11 @@ def _saliency(
 ) -> dict[str, Any]:
     """Return the fields of `Examples` about the gradients at every fourth step."""
     steps = [(one, n) for one in asked for n in range(0, len(one.steps), 4)]
-    pixels = zip(*(split_pixels(one.observation.pixels) for one in asked), strict=True)
-    streams = [torch.cat([part[::4] for part in parts]) for parts in pixels]
+    pixels = zip(*(one.observation.pixels for one in asked), strict=True)
+    streams = tuple(torch.cat([part[::4] for part in parts]) for parts in pixels)
     vectors = [one.observation.vector for one in asked]
     rows = [vector[::4] for vector in vectors if vector is not None]
-    few = ObservationBatch(pixels=join_pixels(streams), vector=torch.cat(rows) if rows else None)
+    few = ObservationBatch(pixels=streams, vector=torch.cat(rows) if rows else None)
     gradients = ActionGradients.of(state.actor, few, spec.images.values())
     found: dict[str, Any] = {}
     if gradients.vector is not None and few.vector is not None:

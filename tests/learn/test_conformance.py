@@ -88,7 +88,7 @@ def gradients(module):
 def seen(observation):
     pixels, vector = observation.pixels, observation.vector
     return Seen(
-        pixels=None if pixels is None else pixels.numpy(),
+        pixels=pixels[0].numpy() if pixels else None,
         vector=None if vector is None else vector.numpy(),
     )
 

@@ -61,10 +61,10 @@ def one_by_one(state, episode, spec, gamma):
     """Return the metrics of every step, each from its own forward passes."""
 
     def observe(t):
-        pixels = None
+        pixels: tuple[torch.Tensor, ...] = ()
         if spec.image is not None:
             stacked = torch.from_numpy(episode.observations()[t : t + 1])
-            pixels = to_pixels(stacked, torch.float32)
+            pixels = (to_pixels(stacked, torch.float32),)
         return ObservationBatch(pixels=pixels, vector=torch.from_numpy(episode.vectors[t : t + 1]))
 
     rewards = np.clip(2.0 * episode.rewards, -1.5, 1.5)
@@ -139,7 +139,7 @@ def test_a_fit_sees_the_features_of_all_states_in_order(
     (fitted,) = seen
     with torch.no_grad():
         vector = torch.from_numpy(episode.vectors)
-        own = state.actor(ObservationBatch(pixels=None, vector=vector))
+        own = state.actor(ObservationBatch(pixels=(), vector=vector))
         expected = state.critic.hidden(vector, own)
         given = state.critic.hidden(vector[:-1], torch.from_numpy(episode.actions))
     known = 5 if terminated else 6  # the state after the end has no value

@@ -124,7 +124,7 @@ def test_a_policy_with_a_shared_encoder_acts_like_its_actor(shared, spec, make_b
     stack = np.concatenate([frame, frame])[None]
     observation = dataclasses.replace(
         batch.observation,
-        pixels=torch.from_numpy(stack).float(),
+        pixels=(torch.from_numpy(stack).float(),),
         vector=batch.observation.vector[:1],
     )
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_a_policy_includes_the_statistics_of_the_vector(make_spec, make_batch, t
     actor.reset()
     vector = one[0].numpy() * np.array(spec.vector_scales, np.float32)
     action = actor.act(Observation(image=frame, vector=vector))
-    pixels = None if image is None else torch.zeros(1, 2, 36, 36)
+    pixels = () if image is None else (torch.zeros(1, 2, 36, 36),)
     with torch.no_grad():
         expected = state.actor(ObservationBatch(pixels=pixels, vector=one))[0].numpy()
     np.testing.assert_allclose(action, expected, rtol=1e-3, atol=1e-4)

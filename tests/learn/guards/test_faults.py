@@ -74,8 +74,8 @@ def test_critic_features_of_the_actor_are_caught_by_what_the_data_allow(make_run
     assert {"actor_q_bound", "actor_loss", "actor_feature_norm"} <= fired.keys()
     assert not {"q_bound", "q_size", "critic_loss"} & fired.keys()
     assert any(line["name"] == "actor_cnn_rate" for line in run.lines())
-    assert run.monitor.rates["actor"].state.share < 1.0
-    assert run.monitor.rates["critic"].state.share == 1.0
+    assert run.monitor.rates["actor"].share < 1.0
+    assert run.monitor.rates["critic"].share == 1.0
 
 
 @pytest.mark.parametrize("network", ["actor", "critic"])
@@ -96,8 +96,8 @@ def test_features_of_the_critics_count_apart(make_run):
     run.go(10)
     assert run.fired()["critic_feature_norm"] == "serious"
     assert "actor_feature_norm" not in run.fired()
-    assert run.monitor.rates["critic"].state.share == 0.5
-    assert run.monitor.rates["actor"].state.share == 1.0
+    assert run.monitor.rates["critic"].share == 0.5
+    assert run.monitor.rates["actor"].share == 1.0
 
 
 def test_a_saturated_and_constant_actor(make_run):
