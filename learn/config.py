@@ -109,20 +109,20 @@ class LearnConfig:
         return updates % self.checkpoint_every == 0 or updates in self.milestones
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(
-            ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints"), 1
-        ) | {"evaluate_every": 1, "evaluate_episodes": 1}
-        for name in ("seed", "learning_starts", "updates_per_step", "keep_policies"):
-            least[name] = 0
-        least["mirror_bytes"] = 1
-        names = (least | {"decay_from": 0, "image_shift": 0}).items()
+        above_zero = (
+            *("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints"),
+            *("evaluate_every", "evaluate_episodes", "mirror_bytes"),
+        )
+        others = ("seed", "learning_starts", "updates_per_step", "keep_policies")
+        least = dict.fromkeys(above_zero, 1)
+        least |= dict.fromkeys((*others, "decay_from", "image_shift"), 0)
         known, best = metric(self.keep_best), self.keep_best
         has_direction = known is not None and bool(known.better)
         is_measured = bool(self.replay.held_out) or not best.startswith("offline/")
         check_settings(
             self,
             "learn.",
-            *((name, getattr(self, name) >= low, f"{low} or above") for name, low in names),
+            *((name, getattr(self, name) >= low, f"{low} or above") for name, low in least.items()),
             ("seed", self.seed < 1 << 64, "0..2^64 - 1"),
             ("decay_to", 0.0 < self.decay_to <= 1.0, "above 0, at most 1"),
             ("refresh_seconds", self.refresh_seconds > 0.0, "above 0 seconds"),

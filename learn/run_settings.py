@@ -186,11 +186,7 @@ def find_changes(
     return found
 
 
-def write_settings(
-    run: Path, document: Mapping[str, Any], earlier: list[Any], changes: list[SettingChange]
-) -> None:
-    """Write ``RUN/config.json``, with the changes of this process after the earlier ones."""
-    recorded = [*earlier, *(dataclasses.asdict(change) for change in changes)]
-    whole = {**document, **({"changes": recorded} if recorded else {})}
-    text = json.dumps(whole, indent=2, sort_keys=True) + "\n"
+def write_settings(run: Path, document: Mapping[str, Any]) -> None:
+    """Write ``RUN/config.json``."""
+    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
     files.write_aside(run / CONFIG_FILE, text.encode())

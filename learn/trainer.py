@@ -68,7 +68,6 @@ from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.run_settings import (
     RANKS,
     RUN_ID,
-    SettingChange,
     check_places,
     find_changes,
     read_settings,
@@ -178,6 +177,8 @@ def train(
         copies = RunCopies(run, paths, policies, config, run_id)
         paths, directory = copies.datasets, copies.policies
         check_places(run, directory, paths)
+        if recorded := [*before.get("changes", []), *map(dataclasses.asdict, changes)]:
+            document["changes"] = recorded
         if ranks.size > 1:
             document[RANKS] = ranks.size
             check_ranks(config, document, ranks)
@@ -189,7 +190,7 @@ def train(
             notify.report(str(change), now=True)
         started_s = time.monotonic()
         with (
-            open_run(run, directory, document, resume=resumes, changes=changes, ranks=ranks),
+            open_run(run, directory, document, resume=resumes, ranks=ranks),
             cpu_threads(config.threads, ranks),
             memory_errors(
                 f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
@@ -254,7 +255,6 @@ def open_run(
     document: Mapping[str, Any],
     *,
     resume: bool,
-    changes: Sequence[SettingChange] = (),
     ranks: Ranks = ALONE,
 ) -> Iterator[None]:
     """Create and lock a run's directory and its policies', and write the settings of the run.
@@ -267,7 +267,6 @@ def open_run(
         return
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
-    earlier = read_settings(run).get("changes", []) if resume else []
     purpose = f"avtd3 learn --run {run}"
     with contextlib.ExitStack() as locks:
         _lock(run, purpose, locks)
@@ -277,7 +276,7 @@ def open_run(
             )
         if policies.resolve() != run.resolve():
             _lock(policies, purpose, locks)
-        write_settings(run, document, earlier, list(changes))
+        write_settings(run, document)
         ranks.meet()
         yield
 
