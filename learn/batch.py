@@ -113,17 +113,15 @@ def to_batch(
     """
     if stacks is None:
         stacks = [_send_stacks(stream, device) for stream in transitions.streams.values()]
-    pixels = _convert_all(stacks, dtype, shift)
-    vectors = [
-        _send_if_any(vector, device)
-        for vector in (transitions.observation_vector, transitions.next_observation_vector)
-    ]
+    before, after = _convert_all(stacks, dtype, shift)
+    vector = _send_if_any(transitions.observation_vector, device)
+    next_vector = _send_if_any(transitions.next_observation_vector, device)
     return Batch(
-        observation=ObservationBatch(pixels=pixels[0], vector=vectors[0]),
+        observation=ObservationBatch(pixels=before, vector=vector),
         action=_send(transitions.action, device, copy=True),
         reward=_send(transitions.reward, device, copy=True),
         discount=_send(transitions.discount, device, copy=True),
-        next_observation=ObservationBatch(pixels=pixels[1], vector=vectors[1]),
+        next_observation=ObservationBatch(pixels=after, vector=next_vector),
         weight=_send_if_any(transitions.weight, device),
         bc_mask=_send_if_any(transitions.bc_mask, device),
         bc_action=_send_if_any(transitions.bc_action, device),

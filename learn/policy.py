@@ -377,7 +377,7 @@ class Policy:
             float32 (A,) within the spec's bounds.
 
         Raises:
-            SpecError: If the observation does not have the spec's shape.
+            SpecError: If the observation does not have the spec's shape, or another type.
             CheckpointError: If the action is not finite.
         """
         if frames is None or isinstance(frames, np.ndarray):
@@ -409,6 +409,13 @@ class Policy:
                 f"observation has frames {_only(found)} and vector {got}, expected {_only(shapes)} "
                 f"and {size} (spec of policy {self.version})"
             )
+        types = [(name, stack.dtype, "uint8") for name, stack in frames.items()]
+        types += [] if vector is None else [("vector", vector.dtype, "float32")]
+        for name, given, expected in types:
+            if given != expected:
+                raise SpecError(
+                    f"observation has {name} of type {given}, expected {expected}; convert it"
+                )
 
     @classmethod
     def load(cls, path: Path | str, *, spec: EpisodeSpec | None = None) -> Self:

@@ -392,7 +392,10 @@ def _evaluation_lines(path: Path | None, digest: str) -> list[str]:
             f"{path} is of a policy with digest {abbreviate(found)}, expected {digest}; give what "
             "avtd3 evaluate --json printed for this policy"
         )
-    rows = [[name.replace("_", " "), text] for name, text in _measured(document)]
+    try:
+        rows = [[name.replace("_", " "), text] for name, text in _measured(document)]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"--evaluation {path} has a value that is no number: {error}") from error
     return markdown_table(["measure", "value"], "<>", rows)
 
 

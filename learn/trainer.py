@@ -386,15 +386,16 @@ class Trainer:
             self._restored, aside = self._checkpoints.roll_back(rollback, self._state, self._noise)
         elif resume:
             self._restored = self._checkpoints.restore_newest(self._state, self._noise)
-        if self._restored is not None:
-            self._guards.resume(self._restored.guards, self._state)
+        restored = self._restored
+        # Without a checkpoint, too: an earlier process may have been killed before its first one.
+        self._guards.resume({} if restored is None else restored.guards, self._state)
+        if restored is not None:
             self._update = self._make_update()
             self._saved_at = self.updates
         if aside is not None:
             text = f"rolled back to update {rollback} as requested; later checkpoints are in "
             self._guards.alerts.note("rollback", self.updates, f"{text}{aside}", value=0.0, limit=0)
-        metrics = {} if self._restored is None else self._restored.metrics
-        self._logger.start(self.updates + 1, metrics)
+        self._logger.start(self.updates + 1, {} if restored is None else restored.metrics)
         self._policy_version = self._policies.repair(actor_spec(self._spec, self._config.network))
         if self._policy_version is None or rollback is not None:
             self._publish()  # collectors wait for a policy, or use one that was rolled back

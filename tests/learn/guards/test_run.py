@@ -251,6 +251,17 @@ def test_void_lines_are_marked_after_a_resume(tmp_path, learn, config):
     assert "are void" in found[0]["reason"]
 
 
+def test_alerts_from_before_the_first_checkpoint_are_void(tmp_path, learn, config):
+    path = tmp_path / "run" / "alerts.jsonl"
+    path.parent.mkdir()
+    alert = {"update": 7, "name": "q_bound", "level": "warn", "reason": "r"}
+    path.write_text(json.dumps(alert) + '\n{"time": "202')  # killed in the middle of a line
+    learn(dataclasses.replace(config, updates=5))
+    assert [(line["name"], line["update"]) for line in lines(path.parent)[:2]] == [
+        *(("q_bound", 7), ("resume", 0)),
+    ]
+
+
 def test_policies_are_limited_until_training_looks_healthy(tmp_path, learn, config):
     limit = ActionLimitConfig(
         share=0.6, for_updates=20, action_std_above=0.0, episode_length_above=10.0
