@@ -50,7 +50,6 @@ from avtd3.learn.device import (
 )
 from avtd3.learn.evaluation import HeldOutEvaluator
 from avtd3.learn.guards.alerts import Alert
-from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.logging import MetricLogger, Throughput
 from avtd3.learn.networks import ObservationBatch, actor_spec, feature_size
@@ -679,11 +678,11 @@ class Trainer:
         if stop is not None and self._config.guards.on_stop != "continue":
             self._stop(stop)
 
-    def _stop(self, finding: Finding) -> None:
+    def _stop(self, alert: Alert) -> None:
         """Save the state in ``RUN/emergency``; then roll back, or halt the run."""
         guards, good = self._config.guards, self._guards.last_good
         path = self._checkpoints.save_emergency(self._state, self._noise, self._metadata())
-        reason = f"{finding.name} at update {finding.update}: {finding.reason}; {finding.fix}; "
+        reason = f"{alert.name} at update {alert.update}: {alert.reason}; {alert.fix}; "
         reason += f"the state is saved in {path}"
         if guards.on_stop == "rollback":
             if self._guards.rollbacks >= guards.max_rollbacks:

@@ -4,13 +4,11 @@ import contextlib
 import dataclasses
 import datetime
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from avtd3.learn.checkpoints import read_as
 from avtd3.learn.guards.config import GUARDS, LEVELS
-from avtd3.learn.guards.limits import Finding
 from avtd3.store import files
 
 ALERTS_FILE = "alerts.jsonl"
@@ -87,20 +85,18 @@ class AlertLog:
         self._reported: dict[str, tuple[int, int]] = {}
         self._unreported: dict[str, int] = {}
 
-    def add(self, finding: Finding, at: int) -> None:
-        """Count a finding; write it unless it was written lately at the same or a higher level."""
-        name, level = finding.name, LEVELS.index(finding.level)
-        self.levels[finding.level] += 1
-        self.guards[name] += finding.count
-        count = self._unreported.pop(name, 0) + finding.count
+    def add(self, alert: Alert, at: int) -> None:
+        """Count an alert; write it unless it was written lately at the same or a higher level."""
+        name, level = alert.name, LEVELS.index(alert.level)
+        self.levels[alert.level] += 1
+        self.guards[name] += alert.count
+        count = self._unreported.pop(name, 0) + alert.count
         reported_at, reported_level = self._reported.get(name, (-self._repeat_every, -1))
         if 0 <= at - reported_at < self._repeat_every and level <= reported_level:
             self._unreported[name] = count
             return
         self._reported[name] = (at, level)
-        value = finding.value if math.isfinite(finding.value) else None
-        fields = dataclasses.asdict(finding) | {"value": value, "count": count}
-        self._write(Alert(**fields, fix=finding.fix))
+        self._write(dataclasses.replace(alert, count=count))
 
     def note(
         self,

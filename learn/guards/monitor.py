@@ -10,7 +10,7 @@ from avtd3.learn.batch import Batch
 from avtd3.learn.checkpoints import as_json, read_as
 from avtd3.learn.guards.alerts import ALERTS_FILE, Alert, AlertLog, AlertState
 from avtd3.learn.guards.config import LEVELS, ActionLimitConfig, CnnRateConfig, GuardConfig
-from avtd3.learn.guards.limits import Finding, History, check_layers, check_reading
+from avtd3.learn.guards.limits import History, check_layers, check_reading
 from avtd3.learn.guards.readings import LayerProbe, Reading, Window
 from avtd3.learn.td3 import TD3State, Update
 from avtd3.store.errors import CheckpointError
@@ -155,8 +155,8 @@ class GuardMonitor:
 
     def after(
         self, state: TD3State, update: Update, batch: Batch, episode_length: float | None
-    ) -> tuple[Mapping[str, float], Finding | None]:
-        """Check an update; return metrics to log, and the first finding of level ``stop``.
+    ) -> tuple[Mapping[str, float], Alert | None]:
+        """Check an update; return metrics to log, and the first alert of level ``stop``.
 
         Wait for the device only if a reading is due.
         """
@@ -177,15 +177,12 @@ class GuardMonitor:
             self.alerts.add(finding, at)
         self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         if is_due:
-            scalars |= self.scalars()
+            scalars |= self.alerts.scalars()
+            scalars |= {
+                "run/action_limit": self.action_limit,
+                "run/rollbacks": float(self.rollbacks),
+            }
         return scalars, next((f for f in findings if f.level == "stop"), None)
-
-    def scalars(self) -> dict[str, float]:
-        """Return the counts of alerts, the action limit and the rollbacks, by metric."""
-        return self.alerts.scalars() | {
-            "run/action_limit": self.action_limit,
-            "run/rollbacks": float(self.rollbacks),
-        }
 
     def mark_checkpoint(self, updates: int) -> None:
         """Set `last_good` if the checkpoint that is about to be saved is good.
@@ -273,5 +270,5 @@ def set_cnn_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
                 group["lr"] = decay * group["base_lr"]
 
 
-def _level(finding: Finding) -> int:
-    return LEVELS.index(finding.level)
+def _level(alert: Alert) -> int:
+    return LEVELS.index(alert.level)
