@@ -144,14 +144,16 @@ class LearnConfig:
                 "another metric, or learn.replay.held_out above 0 (such as 0.05) to measure it",
             ),
         )
-        features = self.td3.critic_features
-        is_own = features == "own" or not self.network.shared_encoder
-        expected = "own with learn.network.shared_encoder"
-        inputs = (self.network.actor_inputs, self.network.critic_inputs)
-        is_same = features == "own" or inputs[0] == inputs[1]
-        same = "own with different learn.network.actor_inputs and critic_inputs"
-        checks = (("critic_features", is_own, expected), ("critic_features", is_same, same))
-        check_settings(self.td3, "learn.td3.", *checks)
+        network, is_own = self.network, self.td3.critic_features == "own"
+        is_same = network.actor_inputs == network.critic_inputs
+        other = "own with different learn.network.actor_inputs and critic_inputs"
+        shared = "own with learn.network.shared_encoder"
+        check_settings(
+            self.td3,
+            "learn.td3.",
+            ("critic_features", is_own or not network.shared_encoder, shared),
+            ("critic_features", is_own or is_same, other),
+        )
         for name in ("imitate", "imitate_expert"):
             value = getattr(self.replay, name)
             if value and not self.td3.bc_alpha and self.algorithm == "td3":

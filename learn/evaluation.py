@@ -294,8 +294,7 @@ def fitted_value(episodes: list[FittedEpisode]) -> tuple[float, float, float] | 
     sums = [_moments(episodes[fold::folds], scale) for fold in range(folds)]
     values = np.empty(len(episodes))
     for fold in range(folds):
-        others = [sums[other] for other in range(folds) if other != fold]
-        weights = _fit(*(np.sum([each[part] for each in others], axis=0) for part in range(3)))
+        weights = _fit(*_total([*sums[:fold], *sums[fold + 1 :]]))
         if weights is None:
             return None
         for number in range(fold, len(episodes), folds):
@@ -322,7 +321,11 @@ def _moments(episodes: list[FittedEpisode], scale: float) -> _Moments:
         now, after = (_with_bias(x, scale) for x in (episode.features, episode.own[1:]))
         after *= episode.discount[:, None]
         found.append((now.T @ now, now.T @ after, now.T @ episode.reward))
-    gram, cross, target = (np.sum([each[part] for each in found], axis=0) for part in range(3))
+    return _total(found)
+
+
+def _total(moments: Sequence[_Moments]) -> _Moments:
+    gram, cross, target = (np.sum(parts, axis=0) for parts in zip(*moments, strict=True))
     return gram, cross, target
 
 
