@@ -54,6 +54,7 @@ SINGLE_IMPORTERS = {
     "configs.commands.status": COMMAND,
     "configs.commands.store": COMMAND,
     "configs.commands.transfer": COMMAND,
+    "learn.guards.limits": TOPIC,
     "learn.guards.monitor": ENTRY,
     "learn.replay_source": TOPIC,
     "store.exchange.lerobot": OPTIONAL,
