@@ -409,8 +409,8 @@ class Policy:
                 f"observation has frames {_only(found)} and vector {got}, expected {_only(shapes)} "
                 f"and {size} (spec of policy {self.version})"
             )
-        types = [(name, stack.dtype, "uint8") for name, stack in frames.items()]
-        types += [] if vector is None else [("vector", vector.dtype, "float32")]
+        types = [(name, str(stack.dtype), "uint8") for name, stack in frames.items()]
+        types += [] if vector is None else [("vector", str(vector.dtype), "float32")]
         for name, given, expected in types:
             if given != expected:
                 raise SpecError(
