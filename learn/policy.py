@@ -409,13 +409,14 @@ class Policy:
                 f"observation has frames {_only(found)} and vector {got}, expected {_only(shapes)} "
                 f"and {size} (spec of policy {self.version})"
             )
-        types = [(name, str(stack.dtype), "uint8") for name, stack in frames.items()]
-        types += [] if vector is None else [("vector", str(vector.dtype), "float32")]
-        for name, given, expected in types:
-            if given != expected:
-                raise SpecError(
-                    f"observation has {name} of type {given}, expected {expected}; convert it"
-                )
+        is_single = vector is None or vector.dtype == np.float32
+        if not is_single or any(stack.dtype != np.uint8 for stack in frames.values()):
+            types = [str(stack.dtype) for stack in frames.values()]
+            types += [] if vector is None else [str(vector.dtype)]
+            raise SpecError(
+                f"observation has numbers of the types {', '.join(types)}, expected frames of "
+                "uint8 and a vector of float32; convert them"
+            )
 
     @classmethod
     def load(cls, path: Path | str, *, spec: EpisodeSpec | None = None) -> Self:
