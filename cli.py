@@ -48,11 +48,9 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (MemoryError, EXIT_ENVIRONMENT),
 )
 """Exit codes of the errors that avtd3 knows; the first line that fits counts."""
-_WITH_URLS = ("--scheduler", "--server-command", "--host", "--set", "--filter", "--map")
+_WITH_URLS = ("--scheduler", "--server-command", "--host", "--set", "--filter", "--map", "--note")
 """Options whose values are not paths."""
-_OPEN_URLS = {
-    *("push", "pull", "learn", "collect", "evaluate", "replay-inspect", "status", "policy"),
-}
+_OPEN_URLS = ("push", "pull", "learn", "collect", "evaluate", "replay-inspect", "status", "policy")
 """Commands that say themselves which of their paths may be URLs."""
 _LOCAL_OPTIONS = {
     *("--run", "--html", "--gif", "--mp4", "--sheet", "--config", "--scenario-file"),
@@ -191,7 +189,7 @@ def _refuse_urls(arguments: Sequence[str]) -> None:
     """Raise `ConfigError` for a URL where a command takes a path."""
     from avtd3.store.files import check_local
 
-    is_open = bool(_OPEN_URLS & set(arguments[:1]))
+    is_open = bool(arguments) and arguments[0] in _OPEN_URLS
     options = ("", *arguments)
     for option, argument in zip(options, arguments, strict=False):
         name, _, value = argument.partition("=") if argument.startswith("--") else (option, "", "")

@@ -118,7 +118,7 @@ def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 def step_cost(world: CarlaWorld, steps: int) -> list[float]:
     """Milliseconds of a `CarlaWorld.step`, of wall time and of both processes' CPU time."""
-    child = psutil.Process(world.child_pid)
+    child = psutil.Process(world.client.pid)
     begun = used = 0.0
     for number in range(-WARM_UP, steps):
         if number == 0:

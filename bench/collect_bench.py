@@ -31,7 +31,7 @@ from avtd3.collect.driving.expert import Expert
 from avtd3.collect.driving.task import DrivingTask
 from avtd3.collect.sim.camera import Camera
 from avtd3.collect.sim.traffic import Traffic
-from avtd3.collect.sim.world import PreparedMapCache, RoadWorld, Vehicle
+from avtd3.collect.sim.world import RoadWorld, Vehicle
 from avtd3.store.writer import SegmentWriter
 
 PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
     "task": (DrivingTask, ("advance",)),
     "expert": (Expert, ("act",)),
     "write": (SegmentWriter, ("begin", "step", "end", "close")),
-    "networks": (PreparedMapCache, ("get",)),
+    "networks": (RoadWorld, ("prepare_map",)),
 }
 
 

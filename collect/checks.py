@@ -17,14 +17,14 @@ def check_number(
     name: str, value: float, *, minimum: float = 0.0, maximum: float = math.inf
 ) -> None:
     """Refuse a setting outside its limits, both of which are allowed values."""
-    if not (math.isfinite(value) and minimum <= value <= maximum):
+    if not (abs(value) <= sys.float_info.max and minimum <= value <= maximum):
         limit = f"{minimum:g} or more" if math.isinf(maximum) else f"{minimum:g} to {maximum:g}"
         raise ConfigError(f"{name} is {value!r}, expected {limit}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Refuse a setting that is not a finite number above 0."""
-    if not (math.isfinite(value) and value > 0.0):
+    if not 0.0 < value <= sys.float_info.max:
         raise ConfigError(f"{name} is {value!r}, expected a finite number above 0")
 
 

@@ -53,6 +53,7 @@ from avtd3.store.world_record import SETUP, WorldRecord, record_layout, setup_co
 
 _WEATHER = "episode_weather"
 _NOTHING = np.empty(0, np.uint8)
+_FAR = 1e9
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,6 +371,8 @@ class _Drawing:
                 scene = _named(_parse(record.setup), segment.spec)
             except SpecError as error:
                 raise SpecError(f"{where}: {error}") from error
+            if np.abs(record.ego).max(initial=0.0) > _FAR:
+                raise SpecError(f"{where} has a car more than {_FAR:g} m away, which is not drawn")
             if self._job.target is None and isinstance(scene, CarlaScene):
                 scene = scene._replace(streams=scene.views())
             scenes.append((scene.changed(self._changes, seed), record))

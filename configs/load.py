@@ -130,9 +130,7 @@ def dump_sections(
 
     A comment after each setting that is not a default says where it comes from.
     """
-    if section is not None:
-        _check_section(section, where="the configuration")
-    names = list(SECTIONS) if section is None else [section]
+    names = _chosen_sections(section)
     document = {name: plain(load_section(name, source, overrides, used=names)) for name in names}
     text = _to_yaml(document, allow_unicode=True)
     # YAML escapes fewer characters than a terminal needs, unless it escapes all but ASCII.
@@ -197,11 +195,8 @@ def plain(value: Any) -> Any:
 
 def json_schema(section: str | None = None) -> dict[str, Any]:
     """Return the JSON Schema of a section, or of a configuration file with all sections."""
-    if section is not None:
-        _check_section(section, where="the configuration")
-    names = list(SECTIONS) if section is None else [section]
-    kinds = [section_type(name) for name in names]
-    schema = _described_schema(kinds)
+    names = _chosen_sections(section)
+    schema = _described_schema([section_type(name) for name in names])
     for definition in schema["$defs"].values():  # pydantic before 2.14 omits it
         definition.setdefault("additionalProperties", False)
     references = dict(zip(names, schema["prefixItems"][: len(names)], strict=True))
@@ -219,9 +214,10 @@ def _described_schema(kinds: Sequence[type]) -> dict[str, Any]:
     Pydantic reads the docstrings of a class's own fields only; those of inherited fields are copied
     from the schemas of the base classes.
     """
-    used = dict.fromkeys(inner for kind in kinds for inner in _dataclasses(kind))
+    found = dict.fromkeys(hint for kind in kinds for _, hint in _walk(kind, ""))
+    used = [hint for hint in found if dataclasses.is_dataclass(hint)]
     bases = {kind: [b for b in kind.__mro__[1:] if dataclasses.is_dataclass(b)] for kind in used}
-    extra = {base for inherited in bases.values() for base in inherited} - used.keys()
+    extra = {base for inherited in bases.values() for base in inherited} - bases.keys()
     schema = _adapter(*kinds, *extra, described=True).json_schema()
     definitions = schema["$defs"]
     for kind, inherited in bases.items():
@@ -234,14 +230,14 @@ def _described_schema(kinds: Sequence[type]) -> dict[str, Any]:
     return schema
 
 
-def _dataclasses(hint: Any) -> Iterator[type]:
-    """Yield a dataclass and all dataclasses in the types of its fields."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        yield hint
-        for inner in typing.get_type_hints(hint).values():
-            yield from _dataclasses(inner)
+def _walk(hint: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield a type and all types in it, each with its dotted name, without list indices."""
+    yield path, hint
+    if dataclasses.is_dataclass(hint):
+        for name, inner in typing.get_type_hints(hint).items():
+            yield from _walk(inner, f"{path}.{name}")
     for inner in typing.get_args(hint):
-        yield from _dataclasses(inner)
+        yield from _walk(inner, path)
 
 
 def section_type(name: str) -> type:
@@ -318,6 +314,14 @@ def read_text(path: Path, *, otherwise: str) -> str:
         raise ConfigError(message) from error
     except ValueError as error:
         raise ConfigError(f"config {path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _chosen_sections(section: str | None) -> list[str]:
+    """Return one section, or all of them for None."""
+    if section is None:
+        return list(SECTIONS)
+    _check_section(section, where="the configuration")
+    return [section]
 
 
 def _check_section(section: object, *, where: str) -> None:
@@ -403,14 +407,9 @@ def _describe(problem: Any, config: type, path: str) -> str:
     return f"{place} {reason}, found {abbreviate(found)}"
 
 
-def _settings(hint: Any, path: str) -> Iterator[str]:
-    """Yield the dotted name of every setting below a type, without list indices."""
-    if dataclasses.is_dataclass(hint):
-        for name, inner in typing.get_type_hints(hint).items():
-            yield f"{path}.{name}"
-            yield from _settings(inner, f"{path}.{name}")
-    for inner in typing.get_args(hint):
-        yield from _settings(inner, path)
+def _settings(hint: Any, path: str) -> list[str]:
+    """Return the dotted name of every setting below a type, without list indices."""
+    return [name for name in dict(_walk(hint, path)) if name != path]
 
 
 def _nearest(place: str, config: type, path: str) -> str:
@@ -421,7 +420,7 @@ def _nearest(place: str, config: type, path: str) -> str:
     """
     parent, _, name = place.rpartition(".")
     plain_parent = re.sub(r"\[\d+\]", "", parent)
-    own = list(_settings(config, path))
+    own = _settings(config, path)
     beside = {
         leaf: f"{parent}.{leaf}"
         for above, _, leaf in (setting.rpartition(".") for setting in own)

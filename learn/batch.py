@@ -32,7 +32,7 @@ from torch import Tensor
 from avtd3.learn.networks import ObservationBatch, to_pixels
 from avtd3.learn.ranks import ALONE, Ranks
 from avtd3.store.errors import ConfigError
-from avtd3.store.replay.backend import FrameArray
+from avtd3.store.replay.cache import FrameArray
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.gather import SequenceBatch, StreamBatch, Transitions
 from avtd3.store.replay.sampler import Sampler

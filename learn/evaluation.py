@@ -19,7 +19,7 @@ from avtd3.learn.metrics import REWARD_TERMS
 from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
 from avtd3.store.episode import Episode
-from avtd3.store.replay.backend import EpisodeSummary
+from avtd3.store.replay.cache import EpisodeSummary
 from avtd3.store.spec import EpisodeSpec
 
 END_REASONS = {

@@ -9,15 +9,9 @@ from avtd3.store.errors import ConfigError, MissingPackageError, install_command
 
 @contextlib.contextmanager
 def connect(address: str, setting: str) -> Iterator[Any]:
-    """Connect to the scheduler of a Dask cluster.
+    """Connect to the scheduler of a Dask cluster; errors name the setting that gives its address.
 
-    Args:
-        address: Address of the scheduler, such as ``tcp://host:8786``.
-        setting: Name of the setting or option that gives it, for errors.
-
-    Raises:
-        MissingPackageError: Dask's package ``distributed`` is not installed.
-        ConfigError: Nothing answers there.
+    Raise MissingPackageError without the package ``distributed``, ConfigError if nothing answers.
     """
     try:
         from distributed import Client

@@ -264,6 +264,10 @@ class Dataset:
         """What a step of its episodes consists of."""
         self.segments_path = path / SEGMENTS
         """Directory of the published segments."""
+        self.staging_path = path / STAGING
+        """Directory in which segments are written before they are published."""
+        self.quarantine_path = path / QUARANTINE
+        """Directory of quarantined segments."""
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r})"
@@ -272,16 +276,6 @@ class Dataset:
     def spec_digest(self) -> str:
         """Digest of the spec; every segment has it, too."""
         return self.spec.digest
-
-    @property
-    def staging_path(self) -> Path:
-        """Directory in which segments are written before they are published."""
-        return self.path / STAGING
-
-    @property
-    def quarantine_path(self) -> Path:
-        """Directory of quarantined segments."""
-        return self.path / QUARANTINE
 
     @classmethod
     def create(cls, path: Path | str, spec: EpisodeSpec) -> Self:

@@ -205,15 +205,18 @@ class Episode:
         return self
 
     def read_frames(self, start: int, stop: int, *, stream: str | None = None) -> NDArray[np.uint8]:
-        """Read the frames of the observations in range(start, stop), which must be in 0..T + 1.
+        """Read the frames of the stored observations in range(start, stop).
 
         Returns:
             uint8 (stop - start, C, H, W), which is not kept.
 
         Raises:
-            SpecError: There is no such stream, or there are several and none is named.
+            SpecError: The range is outside the episode, there is no such stream, or there are
+                several and none is named.
         """
-        first, _ = self._observation_rows()
+        first, end = self._observation_rows()
+        if not 0 <= start <= stop <= end - first:
+            raise SpecError(f"{self.name}: frames {start}:{stop} are outside 0:{end - first}")
         return self.segment.read_frames(first + start, first + stop, stream=stream)
 
     def observations(

@@ -100,7 +100,7 @@ def _check_attribute(name: str, value: object) -> Attribute:
             check_text(name, value)
             return str(value)
         return _check_int64(name, value)
-    if not _ATTRIBUTE_NAME.fullmatch(name) or name in _RESERVED:
+    if not _is_free(name):
         raise SpecError(
             f"{abbreviate(name)} cannot name an attribute: expected letters, digits and '_', at "
             f"most 64, and none of {', '.join(sorted(_RESERVED))}"
@@ -262,6 +262,11 @@ STORED_COLUMNS = tuple(name for name in _FIXED if name not in _PLACE)
 _RESERVED = frozenset((*_FIXED, "return", "attributes"))
 
 
+def _is_free(name: str) -> bool:
+    """Return whether an attribute that format 1 does not know may have this name."""
+    return _ATTRIBUTE_NAME.fullmatch(name) is not None and name not in _RESERVED
+
+
 def _text(value: float) -> str:
     return "" if value != value else str(value).removesuffix(".0")
 
@@ -317,8 +322,9 @@ _ARRAYS = {array_name(name): name for name in OWN_ATTRIBUTES}
 def _attribute_of(array: str) -> str:
     """Return the attribute that an array holds, or an empty string."""
     name = array.removeprefix(_PREFIX)
-    is_optional = name != array and _ATTRIBUTE_NAME.fullmatch(name)
-    return name if is_optional else _ARRAYS.get(array, "")
+    if name == array:
+        return _ARRAYS.get(array, "")
+    return name if _is_free(name) and name not in OWN_ATTRIBUTES else ""
 
 
 def stored_attributes(files: ArrayFiles, *, episodes: int) -> dict[str, ArrayLayout]:

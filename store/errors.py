@@ -34,6 +34,7 @@ import json
 import math
 import os
 import typing
+import urllib.parse
 from collections.abc import Iterable, Iterator
 
 MAX_MESSAGE = 1900
@@ -217,9 +218,7 @@ _READING = {
 def advice(error: OSError, *, reads: bool = False) -> str:
     """Return in one line what an error of the operating system means and what to do about it.
 
-    Args:
-        error: The error.
-        reads: Whether it came from reading rather than from writing.
+    `reads` says that it came from reading, not from writing.
     """
     code = error.errno or 0
     known = {**_ADVICE, **_READING} if reads else _ADVICE
@@ -228,12 +227,7 @@ def advice(error: OSError, *, reads: bool = False) -> str:
 
 
 def describe(error: BaseException, *, reads: bool = False) -> str:
-    """Return what an error says; one of the operating system says where and what to do about it.
-
-    Args:
-        error: The error.
-        reads: Whether it came from reading rather than from writing.
-    """
+    """Return what an error says; for one of the operating system, where and the `advice`."""
     if not isinstance(error, OSError) or not isinstance(error.strerror, str):
         return str(error)
     if isinstance(error, Avtd3Error):  # its message is its strerror
@@ -259,7 +253,8 @@ def install_command(extra: str) -> str:
     origin = importlib.metadata.distribution("avtd3").read_text("direct_url.json")
     document = json.loads(origin or "{}")
     if document.get("dir_info", {}).get("editable"):
-        return f"pip install -e '{document['url'].removeprefix('file://')}[{extra}]'"
+        path = urllib.parse.unquote(document["url"].removeprefix("file://"))
+        return f"pip install -e '{path}[{extra}]'"
     return f"pip install 'avtd3[{extra}]'"
 
 

@@ -6,6 +6,7 @@ have these arrays, and readers that do not know them ignore them.
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -104,11 +105,7 @@ class EventTable:
         )
 
     def problem(self, lengths: NDArray[np.int64]) -> str:
-        """Return what contradicts the episodes, as a sentence; empty if nothing does.
-
-        Args:
-            lengths: int64 (E,), steps of each episode of the segment.
-        """
+        """Return what contradicts episodes of these lengths, int64 (E,); empty if nothing does."""
         episode, step = self.episode, self.step
         outside = (episode < 0) | (episode >= len(lengths))
         if outside.any():
@@ -136,11 +133,15 @@ def check_events(events: Sequence[Event], steps: int) -> None:
     last = 0
     for number, event in enumerate(events):
         where = f"event {number} ({abbreviate(event.kind, 40)})"
-        if not last <= event.step < steps:
-            raise SpecError(f"{where} is of step {event.step}, expected {last} to {steps - 1}")
-        if not all(map(math.isfinite, (event.value, event.x_m, event.y_m))):
+        if not isinstance(event.step, int | np.integer) or not last <= event.step < steps:
+            found = abbreviate(event.step)
+            raise SpecError(f"{where} is of step {found}, expected {last} to {steps - 1}")
+        values = (event.value, event.x_m, event.y_m)
+        if not all(isinstance(each, numbers.Real) and math.isfinite(each) for each in values):
             raise SpecError(f"{where} has a number that is not finite")
-        if not event.kind or max(len(event.kind), len(event.subject)) > MAX_TEXT:
+        texts = (event.kind, event.subject)
+        is_text = all(isinstance(text, str) and len(text) <= MAX_TEXT for text in texts)
+        if not event.kind or not is_text:
             raise SpecError(
                 f"{where}: kind must have 1 to {MAX_TEXT} characters, subject at most {MAX_TEXT}"
             )

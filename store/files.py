@@ -72,24 +72,22 @@ def check_local(*paths: Path | str | None) -> None:
     """Raise `ConfigError` if a path is a URL: avtd3 would make a local directory of that name."""
     for path in paths:
         if (url := _as_url(path)) is not None:
+            shown = abbreviate(_hide_secrets(url))
             raise ConfigError(
-                f"{abbreviate(_hide_user(url))} is a URL, expected a path of this machine; mount "
-                "the storage, or copy it here (avtd3 pull URL DIRECTORY), and give that path"
+                f"{shown} is a URL, expected a path of this machine; mount the storage, or copy it "
+                "here (avtd3 pull URL DIRECTORY), and give that path"
             )
 
 
 def remote_url(path: Path | str | None) -> str | None:
-    """Return the URL of an object store that a path is, without a slash at its end.
+    """Return the URL of an object store without a slash at its end; None for a local path.
 
-    None for a path of this machine.
-
-    Raises:
-        ConfigError: It is another URL, or has a user name, a password or a query.
+    Raise ConfigError for any other URL, and for a user name, a password or a query in it.
     """
     if (url := _as_url(path)) is None:
         return None
     scheme, _, rest = url.partition("://")
-    shown, plain = abbreviate(_hide_user(url)), rest.rstrip("/")
+    shown, plain = abbreviate(_hide_secrets(url)), rest.rstrip("/")
     if scheme not in REMOTE_SCHEMES:
         check_local(path)
     if "@" in rest or "?" in rest or "#" in rest:
@@ -105,9 +103,10 @@ def remote_url(path: Path | str | None) -> str | None:
     return f"{scheme}://{plain}"
 
 
-def _hide_user(url: str) -> str:
-    """Hide what may be a password."""
-    return re.sub(r"//[^/@]*:[^/@]*@", "//[hidden]@", url)
+def _hide_secrets(url: str) -> str:
+    """Hide what may be a password, or a signature in the query."""
+    url = re.sub(r"//[^/]*:[^/]*@", "//[hidden]@", url)
+    return re.sub(r"\?.*", "?[hidden]", url, flags=re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -217,10 +216,8 @@ def drop_cached(path: Path | str) -> None:
 def tree_stamp(path: Path | str) -> str:
     """Return a digest of the names, sizes, times and inodes of all files below a directory.
 
-    If it is the same as before, most likely no byte has changed. It costs no read.
-
-    Returns:
-        In hexadecimal; empty if the directory or something in it cannot be looked at.
+    If it is the same as before, most likely no byte has changed. It costs no read. It is empty if
+    the directory or something in it cannot be looked at.
     """
     lines, folders = [], [""]
     try:
@@ -401,9 +398,7 @@ def aside_of(path: Path) -> Path:
 def sweep_asides(directory: Path | str, older_than_s: float = DAY_S) -> None:
     """Delete the files of `aside_of` in a directory whose writer has ended, or that are old.
 
-    Args:
-        directory: The directory; what cannot be deleted in it stays.
-        older_than_s: Age in seconds of a file whose writer may still be running elsewhere.
+    What cannot be deleted stays.
     """
     me = Identity.current()
     with contextlib.suppress(OSError), os.scandir(directory) as entries:

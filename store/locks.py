@@ -17,7 +17,6 @@ import stat
 import time
 import warnings
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from avtd3.store.errors import (
@@ -79,8 +78,7 @@ class Identity:
     def from_bytes(cls, data: bytes) -> Self:
         """Read what `to_bytes` wrote; what another version did not write counts as unknown.
 
-        Raises:
-            ValueError: The bytes are something else.
+        Raise ValueError if the bytes are something else.
         """
         try:
             document = json.loads(data)
@@ -185,26 +183,14 @@ def is_running(pid: int, start_ticks: int) -> bool:
 class ExclusiveLock:
     """A kernel lock that one process at a time holds on a directory, as a context manager.
 
-    The lock file stays when the lock is released; alone it means nothing. A forked child does not
-    hold its parent's lock, so a worker that outlives a killed parent blocks nobody.
+    The lock file stays when the lock is released; alone it means nothing. Other names of it are
+    other locks. A forked child does not hold its parent's lock, so a worker that outlives a killed
+    parent blocks nobody.
 
-    Args:
-        directory: The directory, which must exist.
-        purpose: What the holder does, for the message to others, such as ``avtd3 learn``.
-        name: Name of the lock file; other names are other locks on the same directory.
-        is_required: Whether to refuse a file system without locks, rather than warn.
-
-    Raises:
-        InUseError: On entering: another process, or another lock in this one, holds it.
-        StorageError: On entering: the lock file cannot be written, or locks are required and the
-            file system has none.
-
-    Example:
-        >>> import tempfile
-        >>> directory = Path(tempfile.mkdtemp())
-        >>> with ExclusiveLock(directory, purpose="example"):
-        ...     (directory / LOCK_FILE).exists()
-        True
+    Entering raises `InUseError` if another process, or another lock in this one, holds it, and
+    `StorageError` if the file cannot be written. A file system without locks causes a warning, or
+    a `StorageError` if ``is_required``. ``purpose`` is what the holder does, for the message
+    to others.
     """
 
     def __init__(
@@ -258,12 +244,7 @@ class ExclusiveLock:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, Identity.current(self._purpose).to_bytes(), 0)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor in _held_descriptors():
             _held_descriptors().discard(descriptor)

@@ -227,11 +227,7 @@ def _is_origin(entry: object) -> bool:
 
 
 def unseen_episodes(segment: Segment, read_before: Iterable[Segment]) -> NDArray[np.bool_]:
-    """Return which episodes of a segment are in none of those that it replaces.
-
-    Returns:
-        bool (E,): False for episodes of segments in ``read_before`` that ``segment`` replaces.
-    """
+    """Return which episodes are in no segment of ``read_before`` that the segment replaces (E,)."""
     mine = replaced_by(segment)
     listed = segment.provenance[REPLACES] if mine else {}
     seen = {

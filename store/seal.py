@@ -117,15 +117,11 @@ class FrameBuffer:
 
     def __init__(self, codec: FrameCodec, frame_shape: tuple[int, ...]) -> None:
         self._settings = codec
-        self._codec = dataclasses.replace(codec, name="raw") if codec.name == "auto" else codec
+        self.codec = dataclasses.replace(codec, name="raw") if codec.name == "auto" else codec
+        """Codec of the chunks; raw while ``auto`` is not settled."""
         self._pending = np.zeros((codec.chunk_frames, *frame_shape), np.uint8)
         self._chunks: list[bytes] = []
         self._count = 0
-
-    @property
-    def codec(self) -> FrameCodec:
-        """Codec of the chunks; raw while ``auto`` is not settled."""
-        return self._codec
 
     @property
     def is_due(self) -> bool:
@@ -136,7 +132,7 @@ class FrameBuffer:
         """Return the frames in the codec chosen for them, or itself if there is no choice."""
         if self._settings.name != "auto" or not self._count:
             return self
-        size = self._codec.chunk_frames
+        size = self.codec.chunk_frames
         frames = np.concatenate([self._frames_of_chunk(n) for n in range(-(-self._count // size))])
         frames = frames[: self._count]
         chosen = type(self)(choose_codec(self._settings, frames), frames.shape[1:])
@@ -146,26 +142,26 @@ class FrameBuffer:
 
     def append(self, frame: NDArray[np.uint8]) -> None:
         """Add one frame, uint8 (C, H, W); it is copied."""
-        place = self._count % self._codec.chunk_frames
+        place = self._count % self.codec.chunk_frames
         self._pending[place] = frame
-        if place + 1 == self._codec.chunk_frames:
-            self._chunks.append(self._codec.encode(self._pending))
+        if place + 1 == self.codec.chunk_frames:
+            self._chunks.append(self.codec.encode(self._pending))
         # Count last: an interrupt before leaves one frame too many, which `truncate` drops.
         self._count += 1
 
     def encoded(self, count: int) -> list[bytes]:
         """Return the chunks of the first ``count`` frames; the last is padded with zeros."""
-        whole, rest = divmod(count, self._codec.chunk_frames)
+        whole, rest = divmod(count, self.codec.chunk_frames)
         chunks = self._chunks[:whole]
         if rest:
             last = np.zeros_like(self._pending)
             last[:rest] = self._frames_of_chunk(whole)[:rest]
-            chunks.append(self._codec.encode(last))
+            chunks.append(self.codec.encode(last))
         return chunks
 
     def drop(self, count: int) -> None:
         """Drop the first ``count`` frames and encode the others again."""
-        size = self._codec.chunk_frames
+        size = self.codec.chunk_frames
         numbers = range(count // size, -(-self._count // size))
         kept = [frame for n in numbers for frame in self._frames_of_chunk(n).copy()]
         kept = kept[count % size :][: self._count - count]
@@ -175,7 +171,7 @@ class FrameBuffer:
 
     def truncate(self, count: int) -> None:
         """Drop all frames after the first ``count``."""
-        size = self._codec.chunk_frames
+        size = self.codec.chunk_frames
         if count % size:
             self._pending[:] = self._frames_of_chunk(count // size)
         del self._chunks[count // size :]
@@ -184,7 +180,7 @@ class FrameBuffer:
     def _frames_of_chunk(self, number: int) -> NDArray[np.uint8]:
         if number == len(self._chunks):
             return self._pending
-        kind = chain_kind(self._codec.chain())
+        kind = chain_kind(self.codec.chain())
         frames = np.empty_like(self._pending)
         decode_into(kind, self._chunks[number], frames.reshape(-1).data)
         return frames

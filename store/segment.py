@@ -4,9 +4,10 @@ Opening reads the manifest. The first read checks the sizes of all files, and ea
 when it is read. `avtd3.store.format.arrays` decodes the bytes.
 """
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from avtd3.store.episode_table import (
     read_attributes,
     stored_attributes,
 )
-from avtd3.store.errors import SpecError
+from avtd3.store.errors import SegmentCorruptError, SpecError
 from avtd3.store.events import EventTable, read_events, stored_arrays
 from avtd3.store.files import sha256
 from avtd3.store.format.arrays import ArrayFiles, FrameShard
@@ -272,38 +273,40 @@ class Segment:
         layouts = record_layouts(self._arrays, steps=self.steps, episodes=self.episodes)
         if not layouts:
             return None
-        memory = sum(layout.nbytes for layout in layouts.values())
-        self._limits.check(self.path, raw_bytes=memory)
         lengths = self.read("episode_length").tolist()
-        try:
+        with self._faults(layouts):
             return list(read_records(self._arrays, layouts, lengths))
-        except ValueError as error:
-            raise corrupt(self.path, str(error)) from error
 
     def labels(self) -> list[StepLabels | None] | None:
         """Read what else is known of the steps of its episodes; None if nothing is."""
         layouts = label_layouts(self._arrays, self.spec, steps=self.steps, episodes=self.episodes)
         if not layouts:
             return None
-        memory = sum(layout.nbytes for layout in layouts.values())
-        self._limits.check(self.path, raw_bytes=memory)
         lengths = self.episode_table().length.tolist()
-        try:
+        with self._faults(layouts):
             return read_labels(self._arrays, layouts, lengths, self.spec)
-        except ValueError as error:
-            raise corrupt(self.path, str(error)) from error
 
     def map_digests(self) -> frozenset[str]:
         """Read which road networks the records of its episodes need, see `read_map`."""
         layouts = record_layouts(self._arrays, steps=self.steps, episodes=self.episodes)
         if not layouts:
             return frozenset()
-        try:
+        with self._faults(layouts):
             setups = read_setups(self._arrays, layouts, self.episodes)
-        except ValueError as error:
-            raise corrupt(self.path, str(error)) from error
         found = (setup.get("map") for setup in setups if setup is not None)
         return frozenset(digest for digest in found if isinstance(digest, str) and digest)
+
+    @contextlib.contextmanager
+    def _faults(self, layouts: Mapping[str, ArrayLayout]) -> Iterator[None]:
+        """Check the size of optional arrays, and name the segment in errors raised inside."""
+        memory = sum(layout.nbytes for layout in layouts.values())
+        self._limits.check(self.path, raw_bytes=memory)
+        try:
+            yield
+        except SegmentCorruptError:  # a ValueError that names it
+            raise
+        except ValueError as error:
+            raise corrupt(self.path, str(error)) from error
 
     def verify(self) -> None:
         """Hash every file and compare it with the manifest."""

@@ -47,25 +47,14 @@ State = Literal["running", "late", "dead", "ended", "unknown"]
 
 
 def collector_of(segment_id: str) -> str:
-    """Return the name of the collector in the name of a segment; empty if it has none.
-
-    Example:
-        >>> collector_of("20261130T081500.000000Z-car-7-000001-0f3a2b1c")
-        'car-7'
-    """
+    """Return the name of the collector in the name of a segment; empty if it has none."""
     found = _SEGMENT.fullmatch(segment_id)
     return found[1] if found else ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """One heartbeat. What does not apply to a role, or is not known, is None.
-
-    Example:
-        >>> beat = Beat(role="collector", name="car", steps=500)
-        >>> Beat.from_bytes(beat.to_bytes()) == beat
-        True
-    """
+    """One heartbeat. What does not apply to a role, or is not known, is None."""
 
     role: Role
     """What the process does."""
@@ -121,8 +110,7 @@ class Beat:
     def from_bytes(cls, data: bytes) -> Self:
         """Read what `to_bytes` wrote; fields of a newer version are ignored.
 
-        Raises:
-            ValueError: The bytes are something else.
+        Raise ValueError if the bytes are something else.
         """
         document = parse_json(data, "the file")
         if not isinstance(document, dict):
@@ -131,7 +119,8 @@ class Beat:
         for field in dataclasses.fields(cls):
             if field.name in document:
                 value = document[field.name]
-                if not _FITS[field.name](value):
+                is_unknown = value is None and field.default is None
+                if not (is_unknown or _FITS[field.name](value)):
                     raise ValueError(f"{field.name} is {abbreviate(value)}")
                 given[field.name] = tuple(value) if field.name == "alerts" else value
         if not {"role", "name"} <= given.keys():
@@ -145,11 +134,11 @@ class Beat:
 
 
 def _is_count(value: object) -> bool:
-    return value is None or (type(value) is int and 0 <= value < 2**63)
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _is_number(value: object) -> bool:
-    return value is None or (type(value) in (int, float) and 0.0 <= value < 1e18)  # type: ignore[operator]
+    return isinstance(value, int | float) and type(value) is not bool and 0.0 <= value < 1e18
 
 
 def _is_text(value: object) -> bool:
@@ -162,8 +151,7 @@ def _is_texts(value: object) -> bool:
 
 def _is_counts(value: object) -> bool:
     return isinstance(value, dict) and all(
-        _is_text(name) and type(count) is int and 0 <= count < 2**63
-        for name, count in value.items()
+        _is_text(name) and _is_count(count) for name, count in value.items()
     )
 
 
@@ -182,23 +170,8 @@ class Heartbeat:
     """Writes the heartbeats of this process from a thread of its own, and never disturbs the work.
 
     It begins at the first `update`. A place that cannot be written, as a dataset that is mounted
-    read-only, gets no heartbeats.
-
-    Args:
-        places: Where to write.
-        role: What the process does.
-        name: Name of the collector or the run.
-        datasets: Where to write, too, as soon as there is a dataset.
-        interval_s: Seconds between two heartbeats.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     place = LocalPlace(Path(folder))
-        ...     with Heartbeat([place], "collector", "car") as heart:
-        ...         heart.update(steps=500)
-        ...     [seen.beat.steps for seen in Observer([place]).look()]
-        [500]
+    read-only, gets no heartbeats. ``name`` is that of the collector or the run; ``datasets`` are
+    places that get heartbeats as soon as there is a dataset.
     """
 
     def __init__(
@@ -248,9 +221,9 @@ class Heartbeat:
         with self._lock:
             self._beat = dataclasses.replace(self._beat, **changes)
             self._progress_s = time.monotonic()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-            self._thread.start()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         if not self._end.is_set():
@@ -331,12 +304,7 @@ class Seen:
 
 
 class Observer:
-    """Reads the heartbeats of some places again and again, and measures their ages.
-
-    Args:
-        places: Datasets and directories of policies.
-        clock: Returns seconds.
-    """
+    """Reads the heartbeats of datasets and directories of policies, and measures their ages."""
 
     def __init__(
         self,
@@ -411,12 +379,8 @@ def _read_beat(place: LocalPlace | RemotePlace, key: str, size: int) -> Beat:
 class LearnerWatch:
     """Counts the steps of one collector that a running learner has not seen yet.
 
-    While a bucket cannot be reached, it continues with what it knew a moment before.
-
-    Args:
-        places: Where learners write their heartbeats.
-        collector: Name of the collector in the names of its segments.
-        clock: Returns seconds.
+    The collector's name is that in its segments' names. While a bucket cannot be reached, it
+    continues with what it knew a moment before.
     """
 
     def __init__(

@@ -4,19 +4,37 @@ A segment stores the records of its episodes in three optional arrays, which doc
 describes. Readers that do not know them ignore them. Poses of other actors are whole numbers of
 `POSITION_STEPS_PER_M` and `ANGLE_STEPS_PER_RAD`; a simulator draws its live pictures from these
 numbers, too, so that the same pictures can be drawn later.
+
+The texts of road networks are stored once per dataset: `DATASET/maps/<SHA-256 of the text>.xodr.gz`
+holds one of which records know the digest.
 """
 
 import dataclasses
+import gzip
+import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import SpecError
-from avtd3.store.files import canonical_json, parse_json
+from avtd3.store.errors import DatasetError, DatasetUnreadableError, SpecError, abbreviate, advice
+from avtd3.store.files import (
+    canonical_json,
+    exists,
+    is_passing,
+    list_directory,
+    parse_json,
+    read_bytes,
+    sha256,
+    storage_errors,
+    write_aside,
+)
 from avtd3.store.format.arrays import ArrayFiles
-from avtd3.store.format.layout import ArrayLayout
+from avtd3.store.format.layout import MAPS, ArrayLayout
 
 POSITION_STEPS_PER_M, ANGLE_STEPS_PER_RAD = 1_000_000, 1_000_000
 """Resolution of the stored poses of actors: 1 um and 1 urad. 0.1 mm and 0.01 mrad would take half
@@ -57,7 +75,7 @@ class WorldRecord:
     """int64 (T + 1, N, 3): x, y and yaw of the other actors, in whole steps."""
     map_text: str = ""
     """OpenDRIVE text of the road network, for the writer; empty in records that were read, see
-    `avtd3.store.maps.read_map`."""
+    `read_map`."""
 
     @property
     def poses(self) -> NDArray[np.float64]:
@@ -174,13 +192,7 @@ def _is_setup(setup: object) -> bool:
 def read_records(
     files: ArrayFiles, layouts: Mapping[str, ArrayLayout], lengths: Sequence[int]
 ) -> Iterator[WorldRecord | None]:
-    """Read the records of a segment's episodes; raise ValueError if they contradict the lengths.
-
-    Args:
-        files: The segment's files.
-        layouts: From `record_layouts`.
-        lengths: Steps of each episode.
-    """
+    """Read the records of episodes of these lengths; raise ValueError if they contradict them."""
     setups = read_setups(files, layouts, len(lengths))
     counts = [-1 if setup is None else len(setup["actors"]) for setup in setups]
     rows = [length + 1 for length in lengths]
@@ -201,3 +213,76 @@ def read_records(
         if not np.isfinite(poses).all():
             raise ValueError(f"{EGO} has a number that is not finite")
         yield WorldRecord(setup=setup, ego=poses, actors=_values(others, row, count))
+
+
+_MAP_SUFFIX = ".xodr.gz"
+_MAX_MAP_BYTES = 64 * 1024 * 1024
+"""Largest size of a text, that of the .xodr files that the built-in simulator reads."""
+_MAP_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def map_path(dataset: Path, digest: str) -> Path:
+    """Return the path of the text of a road network."""
+    return dataset / MAPS / f"{digest}{_MAP_SUFFIX}"
+
+
+def publish_map(dataset: Path, text: str) -> str:
+    """Store the text of a road network unless it is there; return its digest.
+
+    One that is there becomes as young as a new one, so that a pruning at the same time keeps it.
+    """
+    data = text.encode()
+    digest = sha256(data)
+    path = map_path(dataset, digest)
+    try:
+        os.utime(path)
+        if read_map(dataset, digest) == text:
+            return digest
+    except OSError:  # a DatasetError, too
+        pass  # missing or damaged: write it
+    with storage_errors(path):
+        path.parent.mkdir(exist_ok=True)
+    write_aside(path, gzip.compress(data, 9, mtime=0))
+    return digest
+
+
+def read_map(dataset: Path, digest: str) -> str:
+    """Read the text of a road network, and verify its digest.
+
+    Raise DatasetError if it is missing or damaged, DatasetUnreadableError if it is unreadable now.
+    """
+    if not _MAP_DIGEST.fullmatch(digest):
+        raise SpecError(f"{abbreviate(digest)} is not the digest of a map")
+    path = map_path(dataset, digest)
+    source = "copy it from the dataset that these segments were copied from"
+    try:
+        data = _unzipped(read_bytes(path, _MAX_MAP_BYTES))
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing; {source}") from error
+    except OSError as error:
+        kind = DatasetUnreadableError if is_passing(error) else DatasetError
+        raise kind(f"{path} cannot be read: {advice(error, reads=True)}") from error
+    except (ValueError, zlib.error) as error:
+        raise DatasetError(f"{path} is damaged ({error}); {source}") from error
+    if sha256(data) != digest:
+        raise DatasetError(f"{path} is damaged: its SHA-256 is not that of its name; {source}")
+    return data.decode("utf-8", "replace")
+
+
+def _unzipped(data: bytes) -> bytes:
+    decoder = zlib.decompressobj(wbits=31)
+    text = decoder.decompress(data, _MAX_MAP_BYTES)
+    if not decoder.eof:
+        raise ValueError(f"it ends early, or has more than {_MAX_MAP_BYTES} bytes")
+    return text
+
+
+def stored_maps(dataset: Path) -> dict[str, Path]:
+    """Return the files of a dataset's maps by digest."""
+    folder = dataset / MAPS
+    with storage_errors(folder):
+        names = list_directory(folder)[1] if exists(folder) else []
+    digests = (name.removesuffix(_MAP_SUFFIX) for name in names if name.endswith(_MAP_SUFFIX))
+    return {
+        digest: map_path(dataset, digest) for digest in digests if _MAP_DIGEST.fullmatch(digest)
+    }

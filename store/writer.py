@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +21,6 @@ from avtd3.store.errors import ConfigError, SpecError, abbreviate
 from avtd3.store.events import Event, check_events
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.format.layout import MANIFEST_FILE, MAX_STEPS, frames_array
-from avtd3.store.maps import publish_map
 from avtd3.store.seal import (
     EncodedFrames,
     EndedEpisode,
@@ -36,7 +34,7 @@ from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
 from avtd3.store.step import Observation, Step
 from avtd3.store.step_labels import StepLabels
-from avtd3.store.world_record import WorldRecord
+from avtd3.store.world_record import WorldRecord, publish_map
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +116,7 @@ class StepChecker:
     def check_observation(self, observation: Observation, number: int) -> tuple[int, float]:
         """Raise if an observation is not uint8 (C, H, W) and finite float32 (V,).
 
-        Returns:
-            Frame number and simulated seconds; counted from ``number`` if they were not given.
+        Return its frame number and simulated seconds, counted from ``number`` if not given.
         """
         if not isinstance(observation, Observation):
             raise SpecError(
@@ -181,7 +178,8 @@ class PendingSegment:
     """
 
     def __init__(self, spec: EpisodeSpec, codec: FrameCodec, rows: int) -> None:
-        self._settings = codec
+        self.codec = codec
+        """The configured codec of the frames."""
         self.columns = StepColumns(spec, rows)
         self.ended: list[EndedEpisode] = []
         """The whole episodes."""
@@ -202,11 +200,6 @@ class PendingSegment:
         self._running_since = 0.0
         self._over_at = -1
         """Value of `steps` at which the running episode is over; -1 while it is not."""
-
-    @property
-    def codec(self) -> FrameCodec:
-        """The configured codec of the frames."""
-        return self._settings
 
     @property
     def running_steps(self) -> int:
@@ -696,10 +689,5 @@ class SegmentWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,15 +1,18 @@
-"""What all tests share: one thread for torch, the command line in a test's process, a bucket, and
-a browser."""
+"""What all tests share: one thread for torch, no time limit of an example, the command line in a
+test's process, a bucket, and a browser."""
 
 import itertools
 import os
 
+import hypothesis
 import pytest
 
 from avtd3.tests.store.remote import servers
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch is loaded
     os.environ.setdefault(name, "1")
+hypothesis.settings.register_profile("any-speed", deadline=None)  # a loaded machine may take long
+hypothesis.settings.load_profile("any-speed")
 
 
 @pytest.fixture

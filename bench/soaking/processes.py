@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import random
 import signal
@@ -173,9 +174,11 @@ class Role:
         self._kill_s = self._later() if may_die else float("inf")
 
     def _later(self) -> float:
-        """Draw the time of the next kill."""
-        wait_s = self._soak.random.expovariate(1.0) * self._mean_s
-        kill_s = time.monotonic() + max(wait_s, 1.0)
+        """Draw the time of the next kill; a command that runs for ever is killed at least once."""
+        now, wait_s = time.monotonic(), self._soak.random.expovariate(1.0) * self._mean_s
+        if self._is_lasting and not self.kills and math.isfinite(self._mean_s):
+            wait_s = min(wait_s, (self._soak.kills_until_s - now) * self._soak.random.random())
+        kill_s = now + max(wait_s, 1.0)
         is_spared = self._is_lasting and kill_s >= self._soak.kills_until_s
         return float("inf") if is_spared else kill_s
 
@@ -193,9 +196,9 @@ class Role:
         return False
 
     def kill(self) -> None:
-        """Kill the command, or one of its workers, at once."""
+        """Kill the command, or one of its workers, at once; the command itself first."""
         assert self._group is not None
-        members = group_members(self._group.pid)
+        members = group_members(self._group.pid) if self.kills else []
         victim = self._soak.random.choice(members) if members else self._group.pid
         with contextlib.suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)

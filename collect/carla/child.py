@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from avtd3.collect.carla.car import Car, Sensors
 from avtd3.collect.carla.config import CarlaConfig
-from avtd3.collect.carla.doctor import CHECKS, FAILED, OK, WARNING, Finding
+from avtd3.collect.carla.doctor import FAILED, OK, WARNING, Finding
 from avtd3.collect.carla.server import BUSY, ReportPhase, Server, Settings
 from avtd3.collect.carla.session import Replay, Session
 from avtd3.collect.maps.camera_mounting import draw_mounting
@@ -166,8 +166,8 @@ class Checkup:
                 self._sensors.close()
             if self._car is not None and not server.is_gone:
                 server.destroy([self._car.id])
-            if self._found is not None:
-                server.restore(self._found)
+            if self._found is not None and not server.is_gone:
+                server.apply(self._found)
         except WorldLost:
             return False
         return not server.is_gone
@@ -177,15 +177,9 @@ def _result(check: str, text: str, state: str = OK, fix: str = "") -> CheckResul
     return Finding(check, state, text, fix), None
 
 
-COMMANDS = {
-    "session": ("open", "reset", "step", "surroundings", "vitals", "close"),
-    "replay": ("open", "begin", "show", "close"),
-    "checkup": (*CHECKS, "close"),
-}
-"""Allowed commands, by the work that the parent chose: episodes, pictures of recorded ones, or the
-checks of the doctor."""
 _Work = Session | Replay | Checkup
-_WORKERS: dict[str, type[_Work]] = {"session": Session, "replay": Replay, "checkup": Checkup}
+WORK: dict[str, type[_Work]] = {"session": Session, "replay": Replay, "checkup": Checkup}
+"""Episodes, pictures of recorded ones, or the checks of the doctor: each command is a method."""
 _POLL_S = 0.5
 
 
@@ -201,19 +195,18 @@ def main(descriptor: int, parent: int) -> None:
         return
     watcher = threading.Thread(target=_watch, args=(parent, config.step_timeout_s), daemon=True)
     watcher.start()
-    session = _WORKERS[work](config, port, lambda *phase: pipe.send(("phase", phase)))
+    session = WORK[work](config, port, lambda *phase: pipe.send(("phase", phase)))
     try:
-        while _serve(session, COMMANDS[work], pipe):
+        while _serve(session, pipe):
             pass
     except (EOFError, OSError):  # the parent is gone
         session.server.stop_reporting()
         session.close()
 
 
-def _serve(session: _Work, commands: tuple[str, ...], pipe: "Connection[Any, Any]") -> bool:
+def _serve(session: _Work, pipe: "Connection[Any, Any]") -> bool:
     """Answer one command; return whether more may follow."""
     number, name, arguments = pipe.recv()
-    assert name in commands, "the parent sends only known commands"
     try:
         answer = getattr(session, name)(*arguments)
     except Avtd3Error as error:

@@ -2,10 +2,15 @@
 
 Every command has a deadline, which moves with each phase that the process reports. A process that
 crashes or does not answer in time is killed and reported as lost.
+
+Frames pass the pipe as plain tuples: pickling two nested dataclasses and an array would take longer
+than everything else that a step adds to the server's tick.
 """
 
 import contextlib
+import dataclasses
 import math
+import operator
 import os
 import select
 import socket
@@ -13,10 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.driving.world import VehicleState, WorldFrame
 from avtd3.store import errors
 from avtd3.store.errors import Avtd3Error, WorldLost
 
@@ -30,17 +40,25 @@ _TRACES = ("File ", "Thread ", "Current thread ", "Extension modules", "^", "<")
 
 
 class ClientProcess:
-    """One process with one client; `work` is a key of `avtd3.collect.carla.child.COMMANDS`."""
+    """One process with one client; `work` is a key of `avtd3.collect.carla.child.WORK`."""
 
     def __init__(self, config: CarlaConfig, port: int, work: str = "session") -> None:
-        self._config, self._where = config, f"{config.host}:{port}"
+        self.config, self._port, self._work = config, port, work
+        self._where = f"{config.host}:{port}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._found: dict[str, Any] | None = None
+        self.is_clean = True
+        """Whether the last process left the server as it found it."""
+
+    def start(self) -> None:
+        """Start the process."""
         self._phase, self._number = "start", 0
         ours, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         with ours, theirs:
             descriptor = theirs.fileno()
             module = "avtd3.collect.carla.child"
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-m", module, str(descriptor), str(os.getpid())],
                 pass_fds=(descriptor,),
                 stdin=subprocess.DEVNULL,
@@ -49,19 +67,27 @@ class ClientProcess:
                 env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
             )
             self._pipe: Connection[Any, Any] = Connection(ours.detach())
+        self._process = process
         self._poll = select.poll()  # the pipe's own poll() creates one for every call
         self._poll.register(self._pipe.fileno(), select.POLLIN)
-        self._pipe.send((work, config, port))
+        self._pipe.send((self._work, self.config, self._port))
 
-    def open(self, found: dict[str, Any] | None) -> dict[str, Any]:
-        """Wait for the process, and let it connect as `Session.open` does."""
-        settings: dict[str, Any] = self.ask("open", found, limit_s=_START_S)
-        return settings
+    def connect(self) -> bool:
+        """Start a process and let it connect, unless one runs; return whether it is new."""
+        if self._process is not None:
+            return False
+        self.start()
+        try:
+            self._found = self.ask("open", self._found, limit_s=_START_S)
+        except Avtd3Error:
+            self.end()
+            raise
+        return True
 
     @property
-    def pid(self) -> int:
-        """Return the id of the process."""
-        return self.process.pid
+    def pid(self) -> int | None:
+        """Return the id of the process; None if none runs."""
+        return None if self._process is None else self._process.pid
 
     def ask(self, name: str, *arguments: object, limit_s: float = _BETWEEN_S) -> Any:  # noqa: ANN401
         """Send a command; return its answer, for which it may take `limit_s` from phase to phase.
@@ -102,12 +128,14 @@ class ClientProcess:
         return bool(self._poll.poll(math.ceil(1000.0 * max(within_s, 0.0))))
 
     def _crashed(self) -> WorldLost:
+        process = self._process
+        assert process is not None, "it was asked something"
         self._pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(self._config.timeout_s)
+            process.wait(self.config.timeout_s)
         words = self._last_output()
         self.kill()
-        code = self.process.returncode
+        code = process.returncode
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         return WorldLost(
             f"CARLA client of {self._where} crashed with {cause} (asked to {self._phase}); a "
@@ -122,29 +150,76 @@ class ClientProcess:
         last = [line for line in lines if line and not line.startswith(_TRACES)][-_LAST_LINES:]
         return f". Its last output: {'; '.join(last)}" if last else ""
 
-    def end(self, limit_s: float) -> bool:
-        """Close the session and end the process; return whether the server was restored."""
-        if self._pipe.closed:
-            return False  # it crashed, or was killed
+    def end(self) -> bool:
+        """Let the process close its session and end; return `is_clean`."""
+        process, is_clean = self._process, False
+        if process is None:
+            return self.is_clean
+        limit_s = 2.0 * self.config.timeout_s + self.config.step_timeout_s
         try:
-            is_clean = bool(self.ask("close", limit_s=limit_s))
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(limit_s)
-        except WorldLost:
-            return False
+            with contextlib.suppress(WorldLost):
+                is_clean = bool(self.ask("close", limit_s=limit_s))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(limit_s)
         finally:
             self.kill()
+        self.is_clean = is_clean
         return is_clean
 
     def kill(self) -> None:
-        """Kill the process if it still runs; safe to call twice."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self._pipe.close()
-        self._log.close()
+        """Kill the process if one runs."""
+        process, self._process = self._process, None
+        if process is not None:
+            self.is_clean = False
+            process.kill()
+            process.wait()
+            self._pipe.close()
+            self._log.close()
 
 
 def _rebuild_error(name: str, arguments: tuple[Any, ...]) -> Avtd3Error:
     error: Avtd3Error = getattr(errors, name)(*arguments)
     return error
+
+
+_SEPARATE = ("image", "streams", "vehicle")
+_OF_FRAME = tuple(
+    field.name for field in dataclasses.fields(WorldFrame) if field.name not in _SEPARATE
+)
+_OF_VEHICLE = tuple(field.name for field in dataclasses.fields(VehicleState))
+_from_frame, _from_vehicle = operator.attrgetter(*_OF_FRAME), operator.attrgetter(*_OF_VEHICLE)
+
+PackedPictures = tuple[tuple[str, tuple[int, ...], bytes], ...]
+"""Name, shape and bytes of each picture."""
+Packed = tuple[tuple[Any, ...], tuple[Any, ...], PackedPictures]
+"""Values of the frame, values of the vehicle, and the pictures."""
+_UNNAMED = ""
+"""Name of the picture of a frame without streams."""
+
+
+def pack(frame: WorldFrame) -> Packed:
+    """Convert a frame to plain values."""
+    named = {_UNNAMED: frame.image} if frame.streams is None else frame.streams
+    return _from_frame(frame), _from_vehicle(frame.vehicle), pack_pictures(named)
+
+
+def pack_pictures(named: Mapping[str, NDArray[np.uint8]]) -> PackedPictures:
+    """Convert pictures by name to plain values."""
+    return tuple((name, image.shape, image.tobytes()) for name, image in named.items())
+
+
+def unpack_pictures(packed: PackedPictures) -> dict[str, NDArray[np.uint8]]:
+    """Convert plain values back to pictures, which are read-only."""
+    return {name: np.frombuffer(pixels, np.uint8).reshape(shape) for name, shape, pixels in packed}
+
+
+def unpack(packed: Packed) -> WorldFrame:
+    """Convert plain values back to a frame; its pictures are read-only."""
+    of_frame, of_vehicle, pictures = packed
+    named = unpack_pictures(pictures)
+    return WorldFrame(
+        image=next(iter(named.values())),
+        streams=None if _UNNAMED in named else named,
+        vehicle=VehicleState(**dict(zip(_OF_VEHICLE, of_vehicle, strict=True))),
+        **dict(zip(_OF_FRAME, of_frame, strict=True)),
+    )

@@ -122,11 +122,12 @@ def examine(
     config = dataclasses.replace(config, connect_timeout_s=config.timeout_s)
     findings: list[Finding] = []
     picture: NDArray[np.uint8] | None = None
-    child = ClientProcess(config, port, "checkup")
+    client = ClientProcess(config, port, "checkup")
     is_reached, check = True, CHECKS[0]
     try:
+        client.start()
         for check in CHECKS:
-            finding, image_of_check = child.ask(check)
+            finding, image_of_check = client.ask(check)
             findings.append(finding)
             picture = picture if image_of_check is None else image_of_check
             if finding.state == FAILED:
@@ -135,9 +136,9 @@ def examine(
         is_reached = not (isinstance(error, WorldLost) and error.reason in _UNREACHED)
         findings.append(_failure(check, error))
     finally:
-        is_clean = child.end(2.0 * config.timeout_s + config.step_timeout_s)
+        client.end()
     if is_reached:
-        findings.append(_cleanup(is_clean))
+        findings.append(_cleanup(client.is_clean))
     saved = ""
     if image is not None and picture is not None:
         _save(picture, image)
@@ -247,7 +248,7 @@ def _drive_episode(
     seen.ends[task.reason or "time over"] += 1
     seen.frame_gaps += sum(b.frame_id - a.frame_id != 1 for a, b in itertools.pairwise(frames))
     seen.vitals.append(world.vitals())
-    seen.rss_mb.append(_rss_mb(world.child_pid))
+    seen.rss_mb.append(_rss_mb(world.client.pid))
 
 
 def _drive_findings(seen: _Seen, period_s: float) -> list[Finding]:

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.carla.client_process import ClientProcess
+from avtd3.collect.carla.client_process import ClientProcess, PackedPictures, unpack_pictures
 from avtd3.collect.carla.config import CarlaCamera, CarlaConfig
-from avtd3.collect.carla.packing import PackedPictures, unpack_pictures
 from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting, draw_mounting
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.raster import Raster
@@ -27,13 +26,13 @@ from avtd3.collect.sim.scene import (
     RANDOM_KEYS,
     SceneChanges,
     parse_route,
+    reading_setup,
     stored_generator,
 )
 from avtd3.collect.sim.streams import FROM_ABOVE, BirdsEye, StreamCamera, route_line
-from avtd3.store.errors import ConfigError, SpecError, WorldError, WorldLost, abbreviate
-from avtd3.store.maps import read_map
+from avtd3.store.errors import WorldLost, abbreviate
 from avtd3.store.spec import IMAGE
-from avtd3.store.world_record import MAX_ACTORS, POSITION_STEPS_PER_M, WorldRecord
+from avtd3.store.world_record import MAX_ACTORS, POSITION_STEPS_PER_M, WorldRecord, read_map
 
 CARLA = "carla"
 """Name of the world in a record's setup."""
@@ -43,6 +42,7 @@ PIXEL_M = 0.1
 """Side of a pixel of the painted ground."""
 MOST_BODIES, MOST_LIGHTS = 400, MAX_ACTORS - 801
 """Most vehicles and walkers, and most traffic lights, that are recorded."""
+_MOST_VALUE = 1e38
 AWAY_M = 1e7
 """Where actors are that are nowhere."""
 _SEEN_M = 1e4
@@ -166,7 +166,7 @@ class CarlaScene(NamedTuple):
     @classmethod
     def parse(cls, setup: Mapping[str, Any]) -> "CarlaScene":
         """Read the setup of a record; raise SpecError if this version cannot draw it."""
-        try:
+        with reading_setup():
             actors, weather = setup["actors"], setup["weather"]
             scene = cls(
                 map=str(setup["map"]),
@@ -184,11 +184,6 @@ class CarlaScene(NamedTuple):
             )
             _check(scene, actors)
             stored_generator(scene.random)
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
-            raise SpecError(
-                f"the state cannot be drawn ({error}); it was stored by another version of avtd3, "
-                "expected the setup that docs/format.md describes"
-            ) from error
         return scene
 
     def changed(self, changes: SceneChanges, seed: int) -> "CarlaScene":
@@ -233,9 +228,9 @@ def _check(scene: CarlaScene, actors: object) -> None:
             raise ValueError(f"{abbreviate(texts)} is no blueprint and colour")
         if not all(isinstance(number, int | float) and abs(number) < 1e3 for number in numbers):
             raise ValueError(f"{abbreviate(numbers)} is no box")
-    values = scene.weather.values.items()
-    if not all(isinstance(n, str) and isinstance(value, int | float) for n, value in values):
-        raise ValueError("the weather has a value that is no number")
+    values = scene.weather.values.values()
+    if not all(isinstance(value, int | float) and abs(value) < _MOST_VALUE for value in values):
+        raise ValueError("the weather has a value that is no number of single precision")
     if not 0.01 <= scene.period_s <= 0.5 or any(len(at) != 3 for at in scene.lights):
         raise ValueError("its period or a traffic light is impossible")
 
@@ -278,10 +273,8 @@ class CarlaRenderer:
     """
 
     def __init__(self, dataset: Path, config: CarlaConfig, port: int) -> None:
-        self._dataset, self._config, self._port = dataset, config, port
+        self._dataset, self._client = dataset, ClientProcess(config, port, "replay")
         self._raster = functools.lru_cache(_CACHED_MAPS)(self._paint)
-        self._child: ClientProcess | None = None
-        self._found: dict[str, Any] | None = None
 
     def _paint(self, digest: str) -> Raster:
         text = read_map(self._dataset, digest)
@@ -318,7 +311,7 @@ class CarlaRenderer:
                     yield pictures
                     done, lost = done + 1, 0
             except WorldLost:
-                self._end_child()
+                self._client.end()
                 lost += 1
                 if lost == _TRIES:
                     raise
@@ -326,28 +319,13 @@ class CarlaRenderer:
     def _shown(
         self, scene: CarlaScene, record: WorldRecord, first: int
     ) -> Iterator[dict[str, NDArray[np.uint8]]]:
-        child, rows = self._connected(), [*zip(record.ego, record.actors, strict=True)][first:]
-        text, begun = read_map(self._dataset, scene.map), rows[0]
-        child.ask("begin", scene.setup(), text, *begun)
+        client, rows = self._client, [*zip(record.ego, record.actors, strict=True)][first:]
+        client.connect()
+        client.ask("begin", scene.setup(), read_map(self._dataset, scene.map), *rows[0])
         for row in rows:
-            packed: PackedPictures = child.ask("show", *row, limit_s=self._config.step_timeout_s)
+            packed: PackedPictures = client.ask("show", *row, limit_s=client.config.step_timeout_s)
             yield unpack_pictures(packed)
-
-    def _connected(self) -> ClientProcess:
-        if self._child is None:
-            self._child = ClientProcess(self._config, self._port, "replay")
-            try:
-                self._found = self._child.open(self._found)
-            except WorldError:
-                self._end_child()
-                raise
-        return self._child
-
-    def _end_child(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.end(2.0 * self._config.timeout_s + self._config.step_timeout_s)
 
     def close(self) -> None:
         """Remove our actors and restore the server's settings; safe to call twice."""
-        self._end_child()
+        self._client.end()

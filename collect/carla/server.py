@@ -297,13 +297,6 @@ class Server:
                 batch = [carla.command.DestroyActor(number) for number in ids]
                 self.client.apply_batch_sync(batch, False)
 
-    def restore(self, found: Settings) -> None:
-        """Restore settings, unless the server is gone."""
-        if self.client is None or self.is_gone:
-            return
-        with contextlib.suppress(WorldLost):
-            self.apply(found)
-
 
 class Town(NamedTuple):
     """The roads of an episode."""

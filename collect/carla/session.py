@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.carla.car import Car, Contact, Motion, Pose, Sensors, move_spectator
+from avtd3.collect.carla.client_process import Packed, PackedPictures, pack, pack_pictures
 from avtd3.collect.carla.config import KEPT_WEATHER, SCENARIO_WEATHER, CarlaConfig
-from avtd3.collect.carla.packing import Packed, PackedPictures, pack, pack_pictures
 from avtd3.collect.carla.scene import (
     AWAY_M,
     Body,
@@ -118,10 +118,10 @@ class Visit(ABC):
         """Remove our actors and restore the server's settings; return whether that succeeded."""
         try:
             self._release()
+            if self._found is not None and not self.server.is_gone:
+                self.server.apply(self._found)
         except WorldLost:
             return False
-        if self._found is not None and not self.server.is_gone:
-            self.server.restore(self._found)
         return not self.server.is_gone
 
 

@@ -10,7 +10,6 @@ for each traffic manager. A child process is therefore replaced every `EPISODES_
 
 import contextlib
 import dataclasses
-import math
 import os
 import shlex
 import shutil
@@ -26,13 +25,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.carla.client_process import ClientProcess
+from avtd3.collect.carla.client_process import ClientProcess, Packed, unpack
 from avtd3.collect.carla.config import CarlaConfig
-from avtd3.collect.carla.packing import Packed, unpack
 from avtd3.collect.carla.scene import Recorded
-from avtd3.collect.driving.world import Surroundings, WorldFrame, WorldStart
+from avtd3.collect.driving.world import Surroundings, WorldFrame, WorldStart, action_values
 from avtd3.collect.maps.scenarios import Scenario
-from avtd3.store.errors import Avtd3Error, WorldError, WorldLost
+from avtd3.store.errors import WorldError, WorldLost
 from avtd3.store.world_record import WorldRecord
 
 _HOST = "127.0.0.1"
@@ -231,15 +229,9 @@ class CarlaWorld:
         self.notices: tuple[str, ...] = ()
         self._recorded: Recorded | None = None
         self._rows: list[bytes] = []
-        self._child: ClientProcess | None = None
-        self._found: dict[str, Any] | None = None
+        self.client = ClientProcess(config, port)
         self._losses, self._starts, self._episodes = 0, 0, 0
-        self._is_running, self._is_dirty, self._is_closed = False, False, False
-
-    @property
-    def child_pid(self) -> int | None:
-        """Return the id of the process with the client; None if there is none."""
-        return self._child.pid if self._child else None
+        self._is_running, self._is_closed = False, False
 
     def reset(self, scenario: Scenario, seed: int) -> WorldStart:
         """Start an episode; see `World.reset`.
@@ -253,26 +245,16 @@ class CarlaWorld:
             raise WorldError("the simulator is closed; create a new CarlaWorld")
         self._prepare_server()
         if self._episodes >= EPISODES_PER_CHILD:
-            self._end_child()
-        with self._ending_lost_child():
-            child = self._connected()
+            self.client.end()
+        with self._counting_losses():
+            if self.client.connect():
+                self._episodes = 0
             self._episodes += 1
             start: WorldStart
-            start, self.notices, self._recorded = child.ask("reset", scenario, seed)
+            start, self.notices, self._recorded = self.client.ask("reset", scenario, seed)
             self._rows = [self._recorded.row]
         self._is_running = True
         return start
-
-    def _connected(self) -> ClientProcess:
-        """Return the child process; start and connect one if there is none."""
-        if self._child is None:
-            self._child, self._episodes = ClientProcess(self.config, self.port), 0
-            try:
-                self._found = self._child.open(self._found)
-            except Avtd3Error:
-                self._end_child()
-                raise
-        return self._child
 
     def _prepare_server(self) -> None:
         """Replace our own server if necessary; give another one time to recover after losses."""
@@ -282,11 +264,10 @@ class CarlaWorld:
             if is_running:
                 simulator.episode_done()
             if simulator.is_spent:
-                self._end_child()
+                self.client.end()
             simulator.ensure()
-            if simulator.starts != self._starts and self._child is not None:
-                self._child.kill()  # its client never connects to the new server
-                self._child = None
+            if simulator.starts != self._starts:
+                self.client.kill()  # it never connects to the new server
             self._starts = simulator.starts
         elif self._losses > 1:
             config = self.config
@@ -294,13 +275,8 @@ class CarlaWorld:
 
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
         """Drive for one control period; see `World.step`."""
-        values = action.tolist()
-        if len(values) != 2 or not all(map(math.isfinite, values)):
-            raise WorldError(
-                f"action is {values}, expected two finite numbers (steer, throttle or brake); "
-                "check the driver"
-            )
-        with self._ending_lost_child():
+        values = action_values(action)
+        with self._counting_losses():
             packed: Packed
             packed, row = self._current().ask("step", *values, limit_s=self.config.step_timeout_s)
         self._losses = 0
@@ -321,13 +297,13 @@ class CarlaWorld:
         )
 
     def _current(self) -> ClientProcess:
-        if self._child is None:
+        if self.client.pid is None:
             raise WorldError("the simulator has no running episode; call reset() first")
-        return self._child
+        return self.client
 
     def surroundings(self) -> Surroundings:
         """Return the lanes and vehicles around the car; see `World.surroundings`."""
-        with self._ending_lost_child():
+        with self._counting_losses():
             found: Surroundings = self._current().ask("surroundings")
         return found
 
@@ -337,43 +313,30 @@ class CarlaWorld:
         return found
 
     @contextlib.contextmanager
-    def _ending_lost_child(self) -> Iterator[None]:
-        """End the child process if the world is lost inside the block."""
+    def _counting_losses(self) -> Iterator[None]:
+        """End the child process, as cleanly as possible, if the world is lost inside the block."""
         try:
             yield
         except WorldLost as error:
-            self._lose(error)
+            self._losses += 1
+            self._is_running = False
+            self.client.end()
+            if self.simulator is not None:
+                self.simulator.restart(error.reason)
             raise
-
-    def _lose(self, error: WorldLost) -> None:
-        """End the child process of a lost world, as cleanly as possible."""
-        self._losses += 1
-        self._is_running = False
-        self._end_child()
-        if self.simulator is not None:
-            self.simulator.restart(error.reason)
-
-    def _end_child(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            config = self.config
-            self._is_dirty = not child.end(2.0 * config.timeout_s + config.step_timeout_s)
 
     def close(self) -> None:
         """Remove our actors and restore the server's settings; safe to call twice."""
         if self._is_closed:
             return
         self._is_closed = True
-        self._end_child()
+        is_clean = self.client.end()
         if self.simulator is not None:
             self.simulator.close()
-        elif self._is_dirty:
-            self._clean_up()
-
-    def _clean_up(self) -> None:
-        """Remove what a lost child process has left, if the server still answers."""
-        brief = dataclasses.replace(self.config, connect_timeout_s=self.config.backoff_s)
-        child = ClientProcess(brief, self.port)
-        with contextlib.suppress(WorldError):
-            child.open(self._found)
-        child.end(2.0 * brief.timeout_s + brief.step_timeout_s)
+        elif not is_clean:
+            # Remove what a lost process has left, if the server still answers.
+            brief = dataclasses.replace(self.config, connect_timeout_s=self.config.backoff_s)
+            self.client.config = brief
+            with contextlib.suppress(WorldError):
+                self.client.connect()
+            self.client.end()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario
+from avtd3.store.errors import WorldError
 from avtd3.store.spec import ImageSpec
 from avtd3.store.world_record import WorldRecord
 
@@ -173,6 +174,17 @@ class World(Protocol):
     def close(self) -> None:
         """Release the simulator; safe to call twice."""
         ...
+
+
+def action_values(action: NDArray[np.float32]) -> tuple[float, float]:
+    """Return steering and pedal; raise WorldError if an action is not these two, both finite."""
+    values = action.tolist()
+    if len(values) != 2 or not all(map(math.isfinite, values)):
+        raise WorldError(
+            f"action is {values}, expected two finite numbers (steer, throttle or brake); "
+            "check the driver"
+        )
+    return values[0], values[1]
 
 
 @runtime_checkable

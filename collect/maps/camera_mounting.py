@@ -12,7 +12,8 @@ from avtd3.store.errors import check_integers
 _LIMITS = {
     "height": (8, 1024), "width": (8, 1024), "supersample": (1, 8), "field_of_view_deg": (10, 150),
     "pitch_deg": (-20, 45), "pitch_jitter_deg": (0, 10), "yaw_jitter_deg": (0, 20),
-    "height_jitter_m": (0, 0.5), "forward_m": (-3, 3), "lateral_jitter_m": (0, 1),
+    "height_m": (0, 100), "height_jitter_m": (0, 0.5), "forward_m": (-3, 3),
+    "lateral_jitter_m": (0, 1),
 }  # fmt: skip
 
 

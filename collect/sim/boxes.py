@@ -12,6 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.maps.contact import NEAR_M
+from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M
+
+# The live simulator searches with exact positions up to NEAR_M: a few steps of rounding below it.
+SEEN_M = NEAR_M - 1e-5
+"""Distance within which front cameras show vehicles."""
+CarPose = tuple[float, float, float]
+"""x, y in metres and yaw in radians of the car."""
+Shapes = Sequence[Sequence[float]]
+"""Length, width, height and reflectance of each vehicle."""
 _NEAREST_M = 0.4
 _SIMPLE_BEYOND_M = 12.0
 _DECK_WITHIN_M = 8.0  # farther decks are half a pixel high
@@ -73,6 +83,30 @@ class Light(NamedTuple):
     """float32 (rows, W), light that fog adds on the way."""
     first_row: int
     """Row of the picture that belongs to the first row of both."""
+
+
+def visible_boxes(
+    car: CarPose,
+    poses: Sequence[Sequence[int]],
+    shapes: Shapes,
+    numbers: Sequence[int],
+    slope: float,
+) -> list[Box]:
+    """Return the vehicles that a camera may see, which sees `slope` m to each side per m ahead.
+
+    `poses` are whole steps, see `avtd3.store.world_record`; `numbers` are the vehicles that may be
+    near, at least those within `SEEN_M` ahead.
+    """
+    x_m, y_m, yaw_rad = car
+    here, back = complex(x_m, y_m), complex(math.cos(yaw_rad), -math.sin(yaw_rad))
+    found = []
+    for number in numbers:
+        x, y, yaw = poses[number]
+        at = (complex(x / POSITION_STEPS_PER_M, y / POSITION_STEPS_PER_M) - here) * back
+        ahead, aside = at.real, at.imag
+        if ahead > -1.0 and abs(aside) < slope * ahead + 5.0 and abs(at) < SEEN_M:
+            found.append(Box(ahead, aside, yaw / ANGLE_STEPS_PER_RAD - yaw_rad, *shapes[number]))
+    return found
 
 
 def draw_boxes(

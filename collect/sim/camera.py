@@ -16,7 +16,15 @@ from avtd3.collect.checks import check_number
 from avtd3.collect.maps.camera_mounting import FrontCamera, draw_mounting
 from avtd3.collect.maps.raster import ASPHALT, COARSE, GAP, PAINT, TEXTURES, TILE, Raster
 from avtd3.collect.maps.weather import Weather
-from avtd3.collect.sim.boxes import Box, Light, View, draw_boxes
+from avtd3.collect.sim.boxes import (
+    Box,
+    CarPose,
+    Light,
+    Shapes,
+    View,
+    draw_boxes,
+    visible_boxes,
+)
 
 _FINE_TILES, _COARSE_TILES = 8, 16
 # Distance of the car from the centre of the window, in tiles, at which the window moves.
@@ -59,13 +67,19 @@ class Camera:
         self._window = GroundWindow()
         half_angle = math.radians(config.field_of_view_deg / 2.0)
         self.slope = 1.2 * max(1.0, math.tan(half_angle))
-        """Metres to the side per metre ahead within which a vehicle may be in the picture."""
+        """See `visible_boxes`."""
         # Whole pictures: numpy clips by an array three times as fast as by a number.
         size = (config.height, config.width)
         self._black, self._white = np.zeros(size, np.float32), np.full(size, 255.0, np.float32)
 
-    def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
-        """Prepare an episode on the ground of a raster."""
+    def reset(
+        self,
+        raster: Raster,
+        weather: Weather,
+        rng: np.random.Generator,
+        route: NDArray[np.complex128] | None = None,
+    ) -> None:
+        """Prepare an episode on the ground of a raster; no front camera shows the route."""
         config = self.config
         self._window.show(raster)
         self.view = view = _draw_view(config, rng)
@@ -76,6 +90,10 @@ class Camera:
         self._light(weather, exposure)
         self._lamps = exposure if weather.headlights > _LAMPS_ON else 0.0
         self._draw_noise(weather.noise, rng)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Prepare what other kinds of cameras need for an episode."""
 
     def _draw_noise(self, factor: float, rng: np.random.Generator) -> None:
         """Draw the sensor of the episode: clean, or with a block of noise and offsets into it."""
@@ -112,8 +130,14 @@ class Camera:
         self._sky = (sky * exposure + 0.5).astype(np.float32)
 
     def skip_to(self, frame: int) -> None:
-        """Draw the noise of a frame of the episode, counted from 0, in the next picture."""
+        """Draw a frame of the episode next, counted from 0: its noise depends on the number."""
         self._frames = frame
+
+    def draw(
+        self, car: CarPose, poses: NDArray[np.int64], shapes: Shapes, numbers: Sequence[int]
+    ) -> NDArray[np.uint8]:
+        """Draw a new frame uint8 (C, H, W) from a pose of the car; see `visible_boxes`."""
+        return self.render(*car, visible_boxes(car, poses.tolist(), shapes, numbers, self.slope))
 
     def render(
         self, x_m: float, y_m: float, yaw_rad: float, boxes: Sequence[Box]

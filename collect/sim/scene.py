@@ -5,6 +5,7 @@ The live simulator and `SceneRenderer` draw other vehicles from the same whole n
 are equal.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,23 +20,23 @@ from avtd3.collect.maps.camera_mounting import FrontCamera, draw_mounting
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.weather import Weather, draw_weather
-from avtd3.collect.sim.camera import Camera, CameraConfig
-from avtd3.collect.sim.streams import (
-    FrontDrawer,
-    StreamCamera,
-    StreamDrawer,
-    open_drawer,
-    route_line,
-)
+from avtd3.collect.sim.boxes import CarPose, Shapes
+from avtd3.collect.sim.camera import CameraConfig
+from avtd3.collect.sim.streams import StreamCamera, StreamDrawer, open_drawer, route_line
 from avtd3.store.errors import ConfigError, SpecError, abbreviate
-from avtd3.store.maps import read_map
 from avtd3.store.spec import IMAGE
-from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M, WorldRecord
+from avtd3.store.world_record import (
+    ANGLE_STEPS_PER_RAD,
+    POSITION_STEPS_PER_M,
+    WorldRecord,
+    read_map,
+)
 
 ROAD = "road"
 """Name of the built-in simulator in a record's setup."""
 _CACHED_MAPS, _CACHED_CAMERAS = 16, 16
 _FAR_STEPS = 1 << 40
+_MOST = 1e6
 RANDOM_KEYS = ("state", "inc", "has_uint32", "uinteger")
 
 
@@ -114,17 +115,18 @@ class Scene(NamedTuple):
                 f"the state is of world {abbreviate(world)}, expected {ROAD}: only pictures of the "
                 "built-in simulator can be drawn again"
             )
-        try:
+        with reading_setup():
             weather = {
-                name: _checked(value, name == "name") for name, value in setup["weather"].items()
+                name: value if name == "name" and isinstance(value, str) else _number(value)
+                for name, value in setup["weather"].items()
             }
             scene = cls(
                 map=str(setup["map"]),
-                pixel_m=_checked(setup["pixel_m"]),
+                pixel_m=_number(setup["pixel_m"]),
                 camera=CameraConfig(**setup["camera"]),
                 weather=Weather(**weather),
                 random={name: setup["random"][name] for name in RANDOM_KEYS},
-                actors=[[_checked(size) for size in shape] for shape in setup["actors"]],
+                actors=[[_number(size) for size in shape] for shape in setup["actors"]],
                 streams={
                     name: StreamCamera(**camera)
                     for name, camera in setup.get("streams", {}).items()
@@ -133,11 +135,6 @@ class Scene(NamedTuple):
                 route=parse_route(setup.get("route")),
             )
             stored_generator(scene.random)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SpecError(
-                f"the state cannot be drawn ({error}); it was stored by another version of avtd3, "
-                "expected the setup that docs/format.md describes"
-            ) from error
         if not 0.05 <= scene.pixel_m <= 0.5 or any(len(shape) != 4 for shape in scene.actors):
             raise SpecError("the state cannot be drawn: its pixel_m or a vehicle is impossible")
         return scene
@@ -152,6 +149,18 @@ class Scene(NamedTuple):
             weather=weather,
             streams=changes.apply_to_streams(self.camera, self.streams),
         )
+
+
+@contextlib.contextmanager
+def reading_setup() -> Iterator[None]:
+    """Raise SpecError where the block finds that the setup of a record is impossible."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise SpecError(
+            f"the state cannot be drawn ({error}); it was stored by another version of avtd3, "
+            "expected the setup that docs/format.md describes"
+        ) from error
 
 
 def _parse_frames(value: Any) -> list[int] | None:  # noqa: ANN401 - any JSON value
@@ -174,9 +183,9 @@ def parse_route(value: Any) -> list[list[int]] | None:  # noqa: ANN401 - any JSO
     return [list(axis) for axis in value]
 
 
-def _checked(value: Any, is_text: bool = False) -> Any:  # noqa: ANN401 - any JSON value
-    if not isinstance(value, str if is_text else int | float) or value != value:
-        raise ValueError(f"{abbreviate(value)} is no {'text' if is_text else 'number'}")
+def _number(value: Any) -> float:  # noqa: ANN401 - any JSON value
+    if not isinstance(value, int | float) or not abs(value) < _MOST:
+        raise ValueError(f"{abbreviate(value)} is no number between -{_MOST:g} and {_MOST:g}")
     return value
 
 
@@ -254,7 +263,8 @@ def _check_settings(settings: Mapping[str, Any], camera: CameraConfig) -> None:
             raise ConfigError(f"camera has no {name!r}, expected one of: {', '.join(known)}")
         if type(known[name]) is int and type(value) is not int:
             raise ConfigError(f"camera.{name} is {value}, expected a whole number")
-        if isinstance(known[name], str) != isinstance(value, str):
+        # A float may be given as a whole number.
+        if type(value) is not type(known[name]) and type(value) is not int:
             raise ConfigError(f"camera.{name} is {value}, expected {known[name]!r} or the like")
 
 
@@ -262,7 +272,10 @@ class SceneCameras:
     """Draws the frames of all streams of one scene after another; keeps cameras for later ones."""
 
     def __init__(self) -> None:
-        self._opened = functools.lru_cache(_CACHED_CAMERAS)(_open)
+        # Streams have drawers of their own, even if their settings are equal: each counts frames.
+        self._opened = functools.lru_cache(_CACHED_CAMERAS)(
+            lambda _name, config: open_drawer(config)
+        )
         self._drawers: dict[str, StreamDrawer] = {}
 
     def reset(self, scene: Scene, raster: Raster) -> None:
@@ -279,18 +292,10 @@ class SceneCameras:
             drawer.skip_to(frame)
 
     def draw(
-        self,
-        car: tuple[float, float, float],
-        poses: NDArray[np.int64],
-        shapes: Sequence[Sequence[float]],
-        numbers: Sequence[int],
+        self, car: CarPose, poses: NDArray[np.int64], shapes: Shapes, numbers: Sequence[int]
     ) -> dict[str, NDArray[np.uint8]]:
-        """Draw a frame uint8 (C, H, W) of each stream, see `StreamDrawer.draw`."""
+        """Draw a frame uint8 (C, H, W) of each stream, see `Camera.draw`."""
         return {n: each.draw(car, poses, shapes, numbers) for n, each in self._drawers.items()}
-
-
-def _open(name: str, config: CameraConfig) -> StreamDrawer:
-    return open_drawer(config) if isinstance(config, StreamCamera) else FrontDrawer(Camera(config))
 
 
 class SceneRenderer:

@@ -7,6 +7,7 @@ kind        channels picture
 ``rgb``     3        the same in colour: red, green, blue
 ``semantic`` 5       what the front camera shows: road, marking, verge, sky, vehicle
 ``bev``     5        the surroundings from above: road, marking, verge, vehicle, oncoming vehicle
+``bev_route`` 6      these, and the route
 =========== ======== ==========================================================================
 
 Planes of masks have 255 where a pixel shows the class, 0 where not, and the share of its rays at
@@ -17,25 +18,21 @@ mounted on one frame.
 import colorsys
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.maps.contact import NEAR_M
 from avtd3.collect.maps.raster import COARSE, EDGE, GAP, PAINT, TEXTURES, VERGE, Raster
 from avtd3.collect.maps.weather import Weather
-from avtd3.collect.sim.boxes import Box, Light, draw_boxes
+from avtd3.collect.sim.boxes import Box, CarPose, Light, Shapes, draw_boxes
 from avtd3.collect.sim.camera import Camera, CameraConfig, GroundWindow
 from avtd3.store.errors import ConfigError, SpecError, check_integers
 from avtd3.store.spec import MAX_AXIS, ImageSpec
 from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M
 
-# The live simulator searches with exact positions up to NEAR_M: a few steps of rounding below it.
-SEEN_M = NEAR_M - 1e-5
-"""Distance within which front cameras show vehicles."""
 FROM_ABOVE = ("bev", "bev_route")
 """The kinds that no camera takes."""
 PLANES = {
@@ -104,61 +101,10 @@ class StreamCamera(CameraConfig):
         )
 
 
-class StreamDrawer(Protocol):
-    """Draws the frames of one stream."""
-
-    def reset(
-        self, raster: Raster, weather: Weather, rng: np.random.Generator, route: Line | None
-    ) -> None:
-        """Prepare an episode on the ground of a raster, with a route if it is known."""
-
-    def skip_to(self, frame: int) -> None:
-        """Draw a frame of the episode next, counted from 0: its noise depends on the number."""
-
-    def draw(
-        self,
-        car: tuple[float, float, float],
-        poses: NDArray[np.int64],
-        shapes: Sequence[Sequence[float]],
-        numbers: Sequence[int],
-    ) -> NDArray[np.uint8]:
-        """Draw a new frame uint8 (C, H, W) from a pose of the car; see `visible_boxes`."""
-
-
-def visible_boxes(
-    car: tuple[float, float, float],
-    poses: Sequence[Sequence[int]],
-    shapes: Sequence[Sequence[float]],
-    numbers: Sequence[int],
-    slope: float,
-) -> list[Box]:
-    """Return the vehicles that a camera may see.
-
-    Args:
-        car: x, y in metres and yaw in radians of the car.
-        poses: Pose of each vehicle in whole steps, see `avtd3.store.world_record`.
-        shapes: Length, width, height and reflectance of each vehicle.
-        numbers: The vehicles that may be near, at least those within `SEEN_M` ahead.
-        slope: Metres to the side that the camera sees per metre ahead.
-    """
-    x_m, y_m, yaw_rad = car
-    here, back = complex(x_m, y_m), complex(math.cos(yaw_rad), -math.sin(yaw_rad))
-    found = []
-    for number in numbers:
-        x, y, yaw = poses[number]
-        at = (complex(x / POSITION_STEPS_PER_M, y / POSITION_STEPS_PER_M) - here) * back
-        ahead, aside = at.real, at.imag
-        if ahead > -1.0 and abs(aside) < slope * ahead + 5.0 and abs(at) < SEEN_M:
-            found.append(Box(ahead, aside, yaw / ANGLE_STEPS_PER_RAD - yaw_rad, *shapes[number]))
-    return found
-
-
 class ColourCamera(Camera):
     """The front camera in colour: three planes of equal brightness and different tints."""
 
-    def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
-        """Prepare an episode; the same draws as those of the gray camera."""
-        super().reset(raster, weather, rng)
+    def _prepare(self) -> None:
         gray = np.frombuffer(self._table, np.uint8).astype(np.float64)
         tints = np.ones((16, 3))
         tints[: len(_GROUND_TINTS)] = [_of_unit_luma(tint) for tint in _GROUND_TINTS]
@@ -204,9 +150,7 @@ def _paint(box: Box) -> list[float]:
 class SemanticCamera(Camera):
     """What the front camera shows: a mask for each class of `PLANES`."""
 
-    def reset(self, raster: Raster, weather: Weather, rng: np.random.Generator) -> None:
-        """Prepare an episode; the same draws as those of the gray camera."""
-        super().reset(raster, weather, rng)
+    def _prepare(self) -> None:
         self._masks = [bytes(shares) for shares in _ground_masks()]
         size = (self.config.height, self.config.width)
         rows = size[0] - len(self._sky)
@@ -240,34 +184,6 @@ def _ground_masks() -> list[NDArray[np.uint8]]:
     return [np.rint(share).astype(np.uint8) for share in (road, marking, verge)]
 
 
-class FrontDrawer:
-    """Draws a stream with a front camera."""
-
-    def __init__(self, camera: Camera) -> None:
-        self._camera = camera
-
-    def reset(
-        self, raster: Raster, weather: Weather, rng: np.random.Generator, route: Line | None
-    ) -> None:
-        """See `StreamDrawer`."""
-        self._camera.reset(raster, weather, rng)
-
-    def skip_to(self, frame: int) -> None:
-        """See `StreamDrawer`."""
-        self._camera.skip_to(frame)
-
-    def draw(
-        self,
-        car: tuple[float, float, float],
-        poses: NDArray[np.int64],
-        shapes: Sequence[Sequence[float]],
-        numbers: Sequence[int],
-    ) -> NDArray[np.uint8]:
-        """See `StreamDrawer`."""
-        boxes = visible_boxes(car, poses.tolist(), shapes, numbers, self._camera.slope)
-        return self._camera.render(*car, boxes)
-
-
 class BirdsEye:
     """Draws the surroundings from above: the car's heading is up, its centre in the middle column.
 
@@ -291,11 +207,11 @@ class BirdsEye:
     def reset(
         self, raster: Raster, weather: Weather, rng: np.random.Generator, route: Line | None
     ) -> None:
-        """See `StreamDrawer`; nothing is drawn at random."""
+        """Prepare an episode as `Camera.reset` does; nothing is drawn at random."""
         self.show(raster, route)
 
     def skip_to(self, frame: int) -> None:
-        """See `StreamDrawer`; all frames are drawn in the same way."""
+        """Do nothing: all frames are drawn in the same way."""
 
     def show(self, raster: Raster, route: Line | None = None) -> None:
         """Look at the ground of a raster, and at a route; raise SpecError if it is missing."""
@@ -320,13 +236,9 @@ class BirdsEye:
         self._pixel_m = pixel_m
 
     def draw(
-        self,
-        car: tuple[float, float, float],
-        poses: NDArray[np.int64],
-        shapes: Sequence[Sequence[float]],
-        numbers: Sequence[int],
+        self, car: CarPose, poses: NDArray[np.int64], shapes: Shapes, numbers: Sequence[int]
     ) -> NDArray[np.uint8]:
-        """See `StreamDrawer`; all vehicles are looked at, not only those in ``numbers``."""
+        """Draw a frame as `Camera.draw` does; all vehicles are looked at, not only ``numbers``."""
         x_m, y_m, yaw_rad = car
         config, turn = self._config, complex(math.cos(yaw_rad), math.sin(yaw_rad))
         codes = self._codes(complex(x_m, y_m), turn)
@@ -377,7 +289,7 @@ class BirdsEye:
         here: complex,
         turn: complex,
         poses: NDArray[np.int64],
-        shapes: Sequence[Sequence[float]],
+        shapes: Shapes,
     ) -> None:
         at = (poses[:, 0] + 1j * poses[:, 1]) / POSITION_STEPS_PER_M - here
         at *= turn.conjugate()
@@ -430,13 +342,15 @@ def _window_index(
     return index
 
 
-def open_drawer(config: StreamCamera) -> StreamDrawer:
-    """Return what draws a stream."""
+StreamDrawer = Camera | BirdsEye
+"""What draws the frames of one stream."""
+_CAMERAS = {"gray": Camera, "rgb": ColourCamera, "semantic": SemanticCamera}
+
+
+def open_drawer(config: CameraConfig) -> StreamDrawer:
+    """Return what draws a stream, or the pictures of the only camera."""
+    if not isinstance(config, StreamCamera):
+        return Camera(config)
     if config.kind in FROM_ABOVE:
         return BirdsEye(config)
-    kinds: Mapping[str, type[Camera]] = {
-        "gray": Camera,
-        "rgb": ColourCamera,
-        "semantic": SemanticCamera,
-    }
-    return FrontDrawer(kinds[config.kind](config))
+    return _CAMERAS[config.kind](config)

@@ -17,7 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number, check_positive
-from avtd3.collect.driving.world import Surroundings, VehicleState, WorldFrame, WorldStart
+from avtd3.collect.driving.world import (
+    Surroundings,
+    VehicleState,
+    WorldFrame,
+    WorldStart,
+    action_values,
+)
 from avtd3.collect.maps.camera_mounting import FrontCamera
 from avtd3.collect.maps.contact import (
     Course,
@@ -151,43 +157,28 @@ class PreparedMap(NamedTuple):
     notices: tuple[str, ...]
 
 
-class PreparedMapCache:
-    """The maps used last, by the name that scenario and seed give them."""
+def _prepare_map(pixel_m: float, name: str, kind: str, number: int) -> PreparedMap:
+    """Prepare a generated network, or an .xodr file whose path is the name, without a kind."""
+    notices: tuple[str, ...] = ()
+    if kind:
+        # Imported here: importing scenariogeneration takes a second; .xodr files need none.
+        from avtd3.collect.maps.generate import generate_network
 
-    def __init__(self, capacity: int, pixel_m: float) -> None:
-        self._cached = functools.lru_cache(capacity)(functools.partial(self._build, pixel_m))
-
-    def get(self, scenario: Scenario, seed: int) -> PreparedMap:
-        """Return the map of an episode; build it if it is not cached."""
-        if scenario.town != GENERATED:
-            return self._cached(scenario.xodr or scenario.town, "", 0)
-        kind, number = draw_network(scenario, seed)
-        return self._cached(f"{kind}-{number:06d}", kind, number)
-
-    @staticmethod
-    def _build(pixel_m: float, name: str, kind: str, number: int) -> PreparedMap:
-        notices: tuple[str, ...] = ()
-        if kind:
-            # Imported here: importing scenariogeneration takes a second; .xodr files need none.
-            from avtd3.collect.maps.generate import generate_network
-
-            xodr = generate_network(kind, number)
-        else:
-            path = Path(name)
-            if not path.suffix and not os.path.exists(path):  # noqa: PTH110 - never raises
-                raise RoadError(
-                    f"the built-in simulator has no map {name!r}, expected the path of an .xodr "
-                    f"file; put {name}.xodr beside the scenario file, or drive in CARLA (--world "
-                    "carla)"
-                )
-            xodr, changed = flatten(read_opendrive(name))
-            name = os.fsencode(path.stem).decode("utf-8", "backslashreplace")
-            flat = f"road {name}: hills and banking were removed; the built-in simulator is flat"
-            notices = (flat,) if changed else ()
-        network = RoadNetwork.from_opendrive(name, xodr, is_trusted=bool(kind))
-        raster = Raster.paint(network, pixel_m)
-        digest = sha256(xodr.encode())
-        return PreparedMap(xodr, digest, network, raster, LanePaths(network), notices)
+        xodr = generate_network(kind, number)
+    else:
+        path = Path(name)
+        if not path.suffix and not os.path.exists(path):  # noqa: PTH110 - never raises
+            raise RoadError(
+                f"the built-in simulator has no map {name!r}, expected the path of an .xodr file; "
+                f"put {name}.xodr beside the scenario file, or drive in CARLA (--world carla)"
+            )
+        xodr, changed = flatten(read_opendrive(name))
+        name = os.fsencode(path.stem).decode("utf-8", "backslashreplace")
+        flat = f"road {name}: hills and banking were removed; the built-in simulator is flat"
+        notices = (flat,) if changed else ()
+    network = RoadNetwork.from_opendrive(name, xodr, is_trusted=bool(kind))
+    raster = Raster.paint(network, pixel_m)
+    return PreparedMap(xodr, sha256(xodr.encode()), network, raster, LanePaths(network), notices)
 
 
 class Vehicle:
@@ -324,7 +315,8 @@ class RoadWorld:
         self.config = config = config or RoadConfig()
         self.control_period_s = config.control_period_s
         self.notices: tuple[str, ...] = ()
-        self._maps = PreparedMapCache(config.cached_networks, config.pixel_m)
+        prepare = functools.partial(_prepare_map, config.pixel_m)
+        self._prepared = functools.lru_cache(config.cached_networks)(prepare)
         self._cameras = SceneCameras()
         self.image_shape = (1, config.camera.height, config.camera.width)
         self.streams = {n: config.streams[n].image for n in sorted(config.streams)}
@@ -334,25 +326,21 @@ class RoadWorld:
         self._cars: list[tuple[float, float, float]] = []
         self._others: list[NDArray[np.int64]] = []
 
-    @property
-    def network(self) -> RoadNetwork:
-        """Return the network of the running episode."""
-        return self._current().network
-
-    @property
-    def vehicles(self) -> Traffic:
-        """Return the other vehicles of the running episode."""
-        self._current()
-        return self._traffic
-
     def _current(self) -> PreparedMap:
         if self._map is None:
             raise WorldError("the simulator has no running episode; call reset() first")
         return self._map
 
+    def prepare_map(self, scenario: Scenario, seed: int) -> PreparedMap:
+        """Return the map of an episode, perhaps one that was prepared before."""
+        if scenario.town != GENERATED:
+            return self._prepared(scenario.xodr or scenario.town, "", 0)
+        kind, number = draw_network(scenario, seed)
+        return self._prepared(f"{kind}-{number:06d}", kind, number)
+
     def reset(self, scenario: Scenario, seed: int) -> WorldStart:
         """Start an episode; see `World.reset`."""
-        prepared = self._maps.get(scenario, seed)
+        prepared = self.prepare_map(scenario, seed)
         setup = draw_setup(prepared.network, scenario, seed, self.config)
         route, weather, start = setup.route, setup.weather, setup.start
         self._map, self._route, self._grip = prepared, route, weather.grip
@@ -379,14 +367,8 @@ class RoadWorld:
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
         """Drive for one control period; see `World.step`."""
         self._current()
-        values = action.tolist()
-        if len(values) != 2 or not all(map(math.isfinite, values)):
-            raise WorldError(
-                f"action is {values}, expected two finite numbers (steer, throttle or brake); "
-                "check the driver"
-            )
         vehicle = self._vehicle
-        vehicle.advance(values[0], values[1], self._grip)
+        vehicle.advance(*action_values(action), self._grip)
         at = self._route.project(vehicle.x_m, vehicle.y_m, self._distance_m)
         self._distance_m = at.distance_m
         ego = self._ego()
@@ -493,7 +475,7 @@ class RoadWorld:
     def close(self) -> None:
         """Release the networks."""
         self._map = None
-        self._maps = PreparedMapCache(self.config.cached_networks, self.config.pixel_m)
+        self._prepared.cache_clear()
 
 
 class BareRoad:
@@ -529,7 +511,7 @@ class BareRoad:
 
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
         """Drive for one control period; see `World.step`."""
-        self._vehicle.advance(float(action[0]), float(action[1]))
+        self._vehicle.advance(*action_values(action))
         self._steps += 1
         return self._frame()
 

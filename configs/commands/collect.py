@@ -150,5 +150,5 @@ def collect(
             on_progress=report_progress,
             scheduler=scheduler,
         )
-    opt.answer(report.document(), as_json, report.summary())
+    opt.finish(report, as_json)
     opt.check_simulators(report.failure)

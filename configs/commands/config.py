@@ -120,8 +120,9 @@ def diff(
 def _resolve(source: str) -> dict[str, Any]:
     """Return every setting of a configuration, or those of a run, by its dotted key."""
     from avtd3.configs.load import SECTIONS, flat, load_section, plain
+    from avtd3.configs.load import presets as list_presets
 
-    if Path(source).is_dir():
+    if source != DEFAULTS and source not in list_presets() and Path(source).is_dir():
         from avtd3.learn.run_settings import read_settings
 
         stored = read_settings(Path(source))["learn"]

@@ -14,9 +14,12 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TextIO, cast
+from typing import TYPE_CHECKING, Protocol, TextIO, TypedDict, cast
 
 from avtd3.store.errors import StorageError, escape
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EXIT_NO = 1
 """Exit code when the answer is no: an audit with findings, NO-GO, training stopped by a guard."""
@@ -62,6 +65,15 @@ class Progress(Protocol):
 
 
 ShowProgress = Callable[[Progress], None]
+
+
+class Control(TypedDict):
+    """Arguments of a function that runs for a long time."""
+
+    should_stop: Callable[[], bool]
+    """Whether a signal asked to end."""
+    on_progress: ShowProgress
+    """Shows a report."""
 
 
 class SafeStream:
@@ -210,6 +222,13 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
+def running() -> Iterator[Control]:
+    """Yield the arguments of a function that can be interrupted and that reports progress."""
+    with interruptible() as should_stop, progress() as show:
+        yield {"should_stop": should_stop, "on_progress": show}
+
+
+@contextlib.contextmanager
 def progress() -> Iterator[ShowProgress]:
     """Yield a function that shows reports: a bar on a terminal, otherwise occasional lines.
 
@@ -227,16 +246,12 @@ def progress() -> Iterator[ShowProgress]:
 @contextlib.contextmanager
 def _bar() -> Iterator[ShowProgress]:
     """Show a bar with times, and the report below it, on a terminal of any width."""
-    from rich.console import Console, Group, RenderableType
+    from rich.console import Group, RenderableType
     from rich.live import Live
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    stream: object = sys.stderr
-    if isinstance(stream, SafeStream):
-        stream = stream.raw()
-    console = Console(file=cast(TextIO, stream))
     clock, text = _Clock(), "starting"
     fraction: float | None = None
 
@@ -247,6 +262,7 @@ def _bar() -> Iterator[ShowProgress]:
         return Group(row, Text(text))
 
     # The bar moves what others print above itself, with its own streams: these must be safe, too.
+    console = _console(sys.stderr)
     with Live(get_renderable=draw, console=console, refresh_per_second=4) as live, _safe_streams():
 
         def show(report: Progress) -> None:
@@ -261,18 +277,21 @@ def _bar() -> Iterator[ShowProgress]:
 @contextlib.contextmanager
 def live_text() -> Iterator[Callable[[str], None]]:
     """Yield a function that replaces the text that it printed before, on standard output."""
-    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    stream: object = sys.stdout
-    if isinstance(stream, SafeStream):
-        stream = stream.raw()
-    console = Console(file=cast(TextIO, stream))
+    console = _console(sys.stdout)
     with Live(Text(""), console=console, auto_refresh=False) as live, _safe_streams():
         yield lambda text: live.update(
             Text(escape(text, keep="\n"), no_wrap=True, overflow="ellipsis"), refresh=True
         )
+
+
+def _console(stream: object) -> "Console":
+    """Make Rich's console for a stream, without our escapes: it moves the cursor."""
+    from rich.console import Console
+
+    return Console(file=cast(TextIO, stream.raw() if isinstance(stream, SafeStream) else stream))
 
 
 class _Clock:

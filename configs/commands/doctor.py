@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from avtd3.configs.commands import options as opt
-from avtd3.configs.commands.console import EXIT_ENVIRONMENT, EXIT_NO
 
 app = typer.Typer(
     help="Check that external requirements are met.", no_args_is_help=True, rich_markup_mode=None
@@ -54,7 +53,7 @@ def carla(
     """
     from avtd3.collect.carla import doctor
     from avtd3.collect.maps.scenarios import scenario
-    from avtd3.store.files import storage_errors
+    from avtd3.store.files import write_aside
 
     opt.check_destinations(image, html)
     ports = None if port is None else (port,)
@@ -62,10 +61,5 @@ def carla(
     seconds, setting = drive or 0.0, scenario(0, town=town, npcs=npcs)
     report, pictures = doctor.examine(settings, settings.ports[0], image, setting, seconds)
     if html is not None:
-        with storage_errors(html):
-            html.write_text(doctor.page(report, pictures), "utf-8")
-    opt.answer(report.document(), as_json, report.summary())
-    if not report.is_reached:
-        raise typer.Exit(EXIT_ENVIRONMENT)
-    if not report.is_well:
-        raise typer.Exit(EXIT_NO)
+        write_aside(html, doctor.page(report, pictures).encode())
+    opt.finish(report, as_json, is_no=not report.is_well, has_failed=not report.is_reached)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from avtd3.configs.commands import options as opt
-from avtd3.configs.commands.console import interruptible, progress
+from avtd3.configs.commands.console import running
 
 
 def evaluate(
@@ -60,14 +60,7 @@ def evaluate(
     )
     use_current_directory(settings)
     opt.check_destinations(gif)
-    with interruptible() as should_stop, progress() as show, stdout_to_stderr():
-        report = run(
-            policy,
-            settings,
-            gif=gif,
-            should_stop=should_stop,
-            on_progress=show,
-            scheduler=scheduler,
-        )
-    opt.answer(report.document(), as_json, report.summary())
+    with running() as control, stdout_to_stderr():
+        report = run(policy, settings, gif=gif, scheduler=scheduler, **control)
+    opt.finish(report, as_json)
     opt.check_simulators(report.failure)

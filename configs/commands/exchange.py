@@ -1,30 +1,12 @@
 """`avtd3 export` and `avtd3 import`."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from avtd3.configs.commands import console
 from avtd3.configs.commands import options as opt
-
-
-class ExportLayout(StrEnum):
-    """Layouts to export to."""
-
-    HDF5 = "hdf5"
-    LEROBOT = "lerobot"
-    MINARI = "minari"
-    NPZ = "npz"
-
-
-class ImportLayout(StrEnum):
-    """Layouts to import from."""
-
-    HDF5 = "hdf5"
-    MINARI = "minari"
-    NPZ = "npz"
+from avtd3.configs.commands.console import running
 
 
 def export(
@@ -38,7 +20,7 @@ def export(
         ),
     ],
     to: Annotated[
-        ExportLayout,
+        Literal["hdf5", "lerobot", "minari", "npz"],
         typer.Option(
             "--to",
             help="Layout: hdf5 (robomimic), lerobot, minari, or npz (replay buffer of DrQ-v2).",
@@ -57,19 +39,11 @@ def export(
     """
     from avtd3.store.exchange.exporting import export_episodes
 
-    with console.interruptible() as should_stop, console.progress() as show:
+    with running() as control:
         report = export_episodes(
-            dataset,
-            out,
-            to.value,
-            filters=filter_ or (),
-            streams=stream or (),
-            should_stop=should_stop,
-            on_progress=show,
+            dataset, out, to, filters=filter_ or (), streams=stream or (), **control
         )
-    opt.answer(report.document(), as_json, report.summary())
-    if report.stopped:
-        raise typer.Exit(console.EXIT_NO)
+    opt.finish(report, as_json, is_no=report.stopped)
 
 
 def import_(
@@ -81,7 +55,7 @@ def import_(
         Path, typer.Argument(metavar="DATASET", help="Dataset directory; created if missing.")
     ],
     from_: Annotated[
-        ImportLayout,
+        Literal["hdf5", "minari", "npz"],
         typer.Option(
             "--from",
             help="Layout: hdf5 (robomimic or D4RL), minari, or npz (replay buffer of DrQ-v2).",
@@ -136,10 +110,6 @@ def import_(
         stack=stack,
         period_s=period,
     )
-    with console.interruptible() as should_stop, console.progress() as show:
-        report = import_episodes(
-            source, dataset, from_.value, config, should_stop=should_stop, on_progress=show
-        )
-    opt.answer(report.document(), as_json, report.summary())
-    if report.stopped:
-        raise typer.Exit(console.EXIT_NO)
+    with running() as control:
+        report = import_episodes(source, dataset, from_, config, **control)
+    opt.finish(report, as_json, is_no=report.stopped)

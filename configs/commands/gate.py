@@ -4,37 +4,39 @@ import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from avtd3.configs.commands.console import EXIT_NO, say
-from avtd3.configs.commands.options import JsonOption, answer, check_destinations, complete_words
+from avtd3.configs.commands.options import (
+    JsonOption,
+    answer,
+    check_destinations,
+    complete_words,
+    finish,
+)
 from avtd3.store.errors import ConfigError, abbreviate
 
 if TYPE_CHECKING:
     from avtd3.learn.analysis.criteria import GateConfig
     from avtd3.learn.analysis.metric_names import DirectionBook, NameBook
 
-
+STAGES = ("demo", "smoke", "5k", "50k", "100k", "200k", "1m")
+"""Stages whose criteria ship with avtd3."""
 _FILES = Path(__file__).parent.parent
 _DEFAULT_NAMES = "avtd3.yaml"
 """Set of names for runs whose tags match no set."""
 
 
-def stages() -> list[str]:
-    """Return the stages whose criteria ship with avtd3, shortest first."""
-    return sorted((file.stem for file in (_FILES / "gates").glob("*.yaml")), key=_length)
-
-
 def load_gate(stage: str | None, criteria: Path | None) -> "GateConfig":
-    """Load the criteria of one of `stages`, or of a file, which a stage then only names."""
+    """Load the criteria of one of `STAGES`, or of a file, which a stage then only names."""
     from avtd3.learn.analysis.criteria import GateConfig
 
-    if criteria is None and stage not in stages():
+    if criteria is None and stage not in STAGES:
         found = "no --stage" if stage is None else f"--stage {abbreviate(stage)}"
         raise ConfigError(
-            f"found {found}, expected one of {', '.join(stages())}, or --criteria with a file"
+            f"found {found}, expected one of {', '.join(STAGES)}, or --criteria with a file"
         )
     file = _FILES / "gates" / f"{stage}.yaml" if criteria is None else criteria
     of = "a gate's settings: stage, steps, criteria"
@@ -91,7 +93,7 @@ def _load(kind: type, file: Path, given: dict[str, str], *, path: str, of: str) 
     from avtd3.configs.load import build, parse_mapping, read_text
 
     text = read_text(file, otherwise="give a YAML file; see docs/gates.md")
-    document = parse_mapping(text, str(file), of=of) | dict(given)
+    document = parse_mapping(text, str(file), of=of) | given
     try:
         return build(kind, document, path=path)
     except ConfigError as error:
@@ -110,13 +112,6 @@ def _parse_mapped(texts: Sequence[str]) -> Mapping[str, str]:
             )
         own[metric] = tag
     return own
-
-
-def _length(stage: str) -> tuple[float, str]:
-    """Return a sort key that puts 5k before 50k before 1m."""
-    units = {"k": 1e3, "m": 1e6}
-    number, unit = stage[:-1], stage[-1:]
-    return (float(number) * units[unit] if number.isdecimal() and unit in units else 0.0, stage)
 
 
 RunArgument = Annotated[
@@ -155,7 +150,7 @@ def gate(
         typer.Option(
             metavar="STAGE",
             help="Built-in criteria: demo, smoke, 5k, 50k, 100k, 200k or 1m.",
-            autocompletion=complete_words("demo", "smoke", "5k", "50k", "100k", "200k", "1m"),
+            autocompletion=complete_words(*STAGES),
         ),
     ] = None,
     criteria: Annotated[
@@ -186,16 +181,7 @@ def gate(
     report = run_gate(run, config, load_names(names, map_ or ()), optional=optional or ())
     _write(markdown, report.markdown)
     _write(html, lambda: gate_page(report))
-    answer(report.document(), as_json, report.summary())
-    if report.verdict != "GO":
-        raise typer.Exit(EXIT_NO)
-
-
-class Align(enum.StrEnum):
-    """Last step that `avtd3 compare` uses of each run."""
-
-    COMMON = "common"
-    END = "end"
+    finish(report, as_json, is_no=report.verdict != "GO")
 
 
 class FailOn(enum.StrEnum):
@@ -211,9 +197,9 @@ def compare(
     ],
     candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="Run to check.")],
     align: Annotated[
-        Align,
+        Literal["common", "end"],
         typer.Option(help="Compare up to the last common step, or each run up to its end."),
-    ] = Align.COMMON,
+    ] = "common",
     window: Annotated[
         float,
         typer.Option(metavar="SHARE", help="Compare this last share of the steps, in (0, 1]."),
@@ -267,7 +253,7 @@ def compare(
 
     check_destinations(markdown, html)
     config = CompareConfig(
-        align=align.value,
+        align=align,
         window=window,
         margin=margin,
         confidence=confidence,
@@ -278,9 +264,8 @@ def compare(
     _write(markdown, report.markdown)
     _write(html, lambda: compare_page(report))
     answer(report.document(), as_json, report.summary(everything=everything))
-    if FailOn.WORSE in (fail_on or ()) and report.counts["worse"]:
-        raise typer.Exit(EXIT_NO)
-    if FailOn.LOST in (fail_on or ()) and report.only_baseline:
+    failures = {"worse": report.counts["worse"], "lost": report.only_baseline}
+    if any(failures[kind] for kind in fail_on or ()):
         raise typer.Exit(EXIT_NO)
 
 

@@ -11,11 +11,18 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from avtd3.configs.commands.console import is_verbose, print_answer, say, set_verbosity
+from avtd3.configs.commands.console import (
+    EXIT_ENVIRONMENT,
+    EXIT_NO,
+    is_verbose,
+    print_answer,
+    say,
+    set_verbosity,
+)
 from avtd3.store.errors import ConfigError, WorldError, abbreviate
 
 if TYPE_CHECKING:
@@ -281,7 +288,8 @@ def replace(settings: Any, **changes: object) -> Any:  # noqa: ANN401 - any sect
     given = {key: value for key, value in changes.items() if value is not None}
     for key, value in given.items():
         if isinstance(value, int) and abs(value) >= 2**63:
-            raise ConfigError(f"--{key} is {abbreviate(value)}, expected less than 2^63")
+            option = "scenario" if key == "number" else key.replace("_", "-")
+            raise ConfigError(f"--{option} is {abbreviate(value)}, expected less than 2^63")
     return dataclasses.replace(settings, **given)
 
 
@@ -307,19 +315,15 @@ def at_servers(
     walkers: int | None = None,
 ) -> Any:  # noqa: ANN401
     """Return the settings with the options that name CARLA servers; None means not given."""
-    given = (host, ports, command, walkers)
-    if settings.world != "carla" and any(option is not None for option in given):
+    if settings.world != "carla" and {host, ports, command, walkers} != {None}:
         raise ConfigError(
             "--host, --port, --server-command and --walkers need the world carla, found "
             f"{settings.world!r}; add --world carla"
         )
-    changes = {
-        "host": host,
-        "ports": parse_ports(ports),
-        "server_command": command,
-        "walkers": walkers,
-    }
-    return replace(settings, carla=replace(settings.carla, **changes))
+    carla = replace(
+        settings.carla, host=host, ports=parse_ports(ports), server_command=command, walkers=walkers
+    )
+    return replace(settings, carla=carla)
 
 
 def answer(document: Mapping[str, Any], as_json: bool, text: str) -> None:
@@ -328,6 +332,29 @@ def answer(document: Mapping[str, Any], as_json: bool, text: str) -> None:
         # DEL is the only control character that json leaves.
         text = json.dumps(document, indent=2, allow_nan=False).replace("\x7f", "\\u007f")
     print_answer(text)
+
+
+class Report(Protocol):
+    """The result of a command."""
+
+    def document(self) -> Mapping[str, Any]:
+        """Return the report as JSON values."""
+        ...
+
+    def summary(self) -> str:
+        """Format the report for a terminal."""
+        ...
+
+
+def finish(
+    report: Report, as_json: bool, *, is_no: object = False, has_failed: object = False
+) -> None:
+    """Print the answer of a command, and end it with exit code 3 or 1 if that is true."""
+    answer(report.document(), as_json, report.summary())
+    if has_failed:
+        raise typer.Exit(EXIT_ENVIRONMENT)
+    if is_no:
+        raise typer.Exit(EXIT_NO)
 
 
 def check_simulators(failure: str) -> None:
@@ -439,7 +466,7 @@ def _parse_setting(part: str) -> tuple[str, int | float | str]:
             f"setting {abbreviate(part)}, expected NAME=NUMBER, such as width=144, or a stream "
             "with such settings, such as rgb=kind=rgb,width=144"
         )
-    if value.isdecimal():
+    if value.isdecimal() and len(value) < 20:  # a longer one is a float
         return name, int(value)
     try:
         return name, float(value)

@@ -1,8 +1,7 @@
 """`avtd3 policy`: describe and export published policies."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,13 +22,6 @@ PolicyArgument = Annotated[
 ]
 
 
-class PolicyFormat(StrEnum):
-    """Formats of exported policies."""
-
-    ONNX = "onnx"
-    TORCH = "torch"
-
-
 @app.command()
 def info(policy: PolicyArgument, as_json: opt.JsonOption = False) -> None:
     """Print version, inputs, actions and network of a policy."""
@@ -39,7 +31,7 @@ def info(policy: PolicyArgument, as_json: opt.JsonOption = False) -> None:
 
     with local_policy(policy) as path:
         report = PolicyReport(policy=describe_policy(Policy.load(path)))
-    opt.answer(report.document(), as_json, report.summary())
+    opt.finish(report, as_json)
 
 
 @app.command()
@@ -52,7 +44,7 @@ def export(
         ),
     ],
     to: Annotated[
-        PolicyFormat,
+        Literal["onnx", "torch"],
         typer.Option("--to", help="onnx (compared with onnxruntime), or torch (torch.export)."),
     ],
     run: Annotated[
@@ -90,5 +82,5 @@ def export(
         evaluation=evaluation,
         licence=licence,
     )
-    report = export_policy(policy, out, to.value, card)
-    opt.answer(report.document(), as_json, report.summary())
+    report = export_policy(policy, out, to, card)
+    opt.finish(report, as_json)

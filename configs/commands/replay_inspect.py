@@ -1,16 +1,16 @@
 """`avtd3 replay-inspect`: audit datasets, compare two of them, or show one episode.
 
-Five tools share the command. `choose_tool` decides from the options which one is meant:
+`check_options` refuses options that have no effect together. The report depends on these:
 
-========== ================================ ==============================================
-tool       chosen by                        report
-========== ================================ ==============================================
-audit      none of the options below        contents, integrity and plausibility
-drift      ``--against`` or ``--window``    an audit, with the drift between two parts of it
-scores     ``--scores``                     an audit, with CARLA leaderboard driving scores
-episode    ``--episode``                    one episode, in the terminal and as pictures
-estimate   ``--estimate``                   disk space per step
-========== ================================ ==============================================
+================================ ==============================================
+option                           report
+================================ ==============================================
+none of those below              an audit: contents, integrity and plausibility
+``--against`` or ``--window``    an audit, with the drift between two parts of it
+``--scores``                     an audit, with CARLA leaderboard driving scores
+``--episode``                    one episode, in the terminal and as pictures
+``--estimate``                   disk space per step
+================================ ==============================================
 """
 
 import dataclasses
@@ -18,8 +18,7 @@ import os
 import shutil
 import sys
 import tempfile
-import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,57 +32,40 @@ from avtd3.store.files import remote_url
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-    from avtd3.collect.leaderboard import PenaltyTable, ScoreReport
+    from avtd3.collect.leaderboard import ScoreReport
     from avtd3.store.audit.audit import AuditConfig, QuarantineReport
     from avtd3.store.audit.drift import Drift
     from avtd3.store.audit.report import AuditReport
     from avtd3.store.filters import EpisodeFilter
     from avtd3.store.render.text import Terminal
 
-_CHOSEN_BY = {
-    "--against": "drift",
-    "--window": "drift",
-    "--scores": "scores",
-    "--episode": "episode",
-    "--estimate": "estimate",
-}
-_SETTINGS = {"--config", "--set"}
-_AUDIT = _SETTINGS | {
-    *("--sample", "--full", "--strict", "--scheduler", "--html", "--quarantine", "--dry-run"),
-}
 _EPISODE = {"--filter", "--sheet", "--gif", "--mp4"}
-TOOLS: Mapping[str, frozenset[str]] = types.MappingProxyType(
-    {
-        "audit": frozenset(_AUDIT),
-        "drift": frozenset(_AUDIT),
-        "scores": frozenset(_AUDIT),
-        "episode": frozenset(_EPISODE),
-        "estimate": frozenset(_SETTINGS),
-    }
-)
-"""Options that have an effect with each tool, besides those that choose it and ``--json``."""
+_REPORTS = ("--against", "--window", "--scores", "--episode", "--estimate")
+"""Options that choose the report."""
+_WITHOUT_AUDIT = {
+    "--episode": {"--episode"} | _EPISODE,
+    "--estimate": {"--estimate", "--config", "--set"},
+}
+"""Options that have an effect without an audit, besides ``--json``."""
 
 MEASURED_STEPS = 600
 """Steps that ``--estimate`` drives to measure a configuration: 30 s at 20 Hz."""
 _WINDOWS = 2
 
 
-def choose_tool(given: Iterable[str]) -> str:
-    """Return the tool that options such as ``--episode`` ask for, a key of `TOOLS`."""
-    given = list(given)
-    choosing = {_CHOSEN_BY[option]: option for option in given if option in _CHOSEN_BY}
-    if len(choosing) > 1:
-        raise ConfigError(f"{' and '.join(choosing.values())} exclude each other; give one of them")
-    tool, by = next(iter(choosing.items()), ("audit", ""))
+def check_options(given: Sequence[str]) -> None:
+    """Raise `ConfigError` if some of the options that are given have no effect together."""
+    chosen = [option for option in given if option in _REPORTS]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)} exclude each other; give one of them")
+    allowed = _WITHOUT_AUDIT.get(chosen[0], given) if chosen else given
     for option in given:
-        if option in _CHOSEN_BY or option in TOOLS[tool]:
-            continue
-        if option in _EPISODE:
+        if option in _EPISODE and "--episode" not in given:
             raise ConfigError(f"{option} needs an episode; add --episode worst, for example")
-        raise ConfigError(f"{option} has no effect with {by}; give one of them")
+        if option not in allowed:
+            raise ConfigError(f"{option} has no effect with {chosen[0]}; give one of them")
     if "--dry-run" in given and "--quarantine" not in given:
         raise ConfigError("--dry-run has no effect without --quarantine; add --quarantine")
-    return tool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +88,6 @@ class Comparison:
         """Read the arguments, ``--against``, and ``--window`` with filters between spaces."""
         from avtd3.store.filters import parse_filter
 
-        if windows and against:
-            raise ConfigError("--against and --window exclude each other; give one of them")
         if windows and len(windows) != _WINDOWS:
             raise ConfigError(
                 f"found {len(windows)} --window, expected two, such as "
@@ -145,7 +125,7 @@ class Comparison:
 
     def text(self, drifts: Sequence["Drift"]) -> list[str]:
         """Return the drift as text for the terminal; empty without a comparison."""
-        from avtd3.store.render.audit_text import drift_text
+        from avtd3.store.render.audit_view import drift_text
 
         return [drift_text(drifts, *self.names)] if self.windows or self.against else []
 
@@ -173,7 +153,7 @@ def show_estimate(
             path = Path(folder) / "data"
             collect(path, opt.section("collect", config, overrides), steps=MEASURED_STEPS)
             report = estimate(Dataset.open(path))
-    opt.answer(report.document(), as_json, report.summary())
+    opt.finish(report, as_json)
 
 
 def show_episode(
@@ -232,31 +212,25 @@ def show_audit(
     comparison: Comparison,
     settings: "AuditConfig",
     *,
-    penalties: "PenaltyTable | None" = None,
+    penalties: str | None = None,
     html: Path | None = None,
     quarantine: bool = False,
     dry_run: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Audit datasets and print the report, with driving scores if there are penalties."""
+    """Audit datasets and print the report, with driving scores by a table of penalties."""
     from avtd3.store.audit.audit import audit
-    from avtd3.store.render.audit_page import write_audit_page
-    from avtd3.store.render.audit_text import audit_text
+    from avtd3.store.render.audit_view import audit_text, write_audit_page
 
     opt.check_destinations(html)
-    with console.interruptible() as should_stop, console.progress() as show:
-        report = audit(
-            comparison.datasets,
-            settings,
-            windows=comparison.windows,
-            should_stop=should_stop,
-            on_progress=show,
-        )
-        scores = []
+    scores = []
+    with console.running() as control:
+        report = audit(comparison.datasets, settings, windows=comparison.windows, **control)
         if penalties is not None:
-            from avtd3.collect.leaderboard import score_datasets
+            from avtd3.collect.leaderboard import penalty_table, score_datasets
 
-            scores.append(score_datasets(comparison.datasets, penalties, should_stop))
+            table, should_stop = penalty_table(penalties), control["should_stop"]
+            scores.append(score_datasets(comparison.datasets, table, should_stop))
     drifts = comparison.drifts(report)
     if html is not None:
         sections = [page_section(found) for found in scores]
@@ -281,7 +255,7 @@ def show_audit(
 
 
 def page_section(report: "ScoreReport") -> tuple[str, "Markup"]:
-    """Return title and content of the page's opt.section on driving scores."""
+    """Return title and content of the page's section on driving scores."""
     from avtd3.collect.leaderboard import NOT_OBSERVED
     from avtd3.store.render.html import render
 
@@ -406,16 +380,15 @@ def replay_inspect(
         and source.name == "COMMANDLINE"
         and parameter.expose_value  # not --quiet, which every command has
     ]
-    tool = choose_tool(option for option in given if option not in ("datasets", "--json"))
+    check_options([option for option in given if option not in ("datasets", "--json")])
     copies = UrlCopies(context, can_move=not quarantine, scheduler=scheduler)
     datasets, against = copies.local(datasets or ()), copies.local(against or ())
-    if tool == "estimate":
+    if estimate:
         show_estimate(datasets, config, set_ or (), as_json=as_json)
         return
     if not datasets:
         raise ConfigError("replay-inspect needs a dataset; give one or more directories")
-    if tool == "episode":
-        assert episode is not None
+    if episode is not None:
         show_episode(
             datasets,
             episode,
@@ -436,7 +409,7 @@ def replay_inspect(
     show_audit(
         Comparison.parse(datasets, against, window or ()),
         settings,
-        penalties=_penalties(config, set_) if scores else None,
+        penalties=opt.section("evaluate", config, set_, "audit").penalties if scores else None,
         html=html,
         quarantine=quarantine,
         dry_run=dry_run,
@@ -473,8 +446,8 @@ class UrlCopies:
             )
         folder = tempfile.TemporaryDirectory(prefix="avtd3-inspect-")
         path = Path(self._context.with_resource(folder)) / url.rpartition("/")[2]
-        with console.interruptible() as should_stop, console.progress() as show:
-            report = transfer(url, path, should_stop=should_stop, on_progress=show)
+        with console.running() as control:
+            report = transfer(url, path, **control)
         console.say(f"copied {url} to {path} for this command")
         for problem in report.problems:
             console.complain(f"avtd3: not copied: {problem}")
@@ -482,10 +455,3 @@ class UrlCopies:
             raise typer.Exit(console.EXIT_NO)
         self.has_problems = self.has_problems or bool(report.problems)
         return path
-
-
-def _penalties(config: str | None, overrides: Sequence[str] | None) -> "PenaltyTable":
-    """Return the table of penalties that ``evaluate.penalties`` names."""
-    from avtd3.collect.leaderboard import penalty_table
-
-    return penalty_table(opt.section("evaluate", config, overrides, "audit").penalties)

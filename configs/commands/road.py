@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.commands import console
 from avtd3.configs.commands import options as opt
 
 app = typer.Typer(
@@ -71,9 +70,7 @@ def check(road: RoadArgument, as_json: opt.JsonOption = False) -> None:
     from avtd3.collect.maps.road_files import check_road
 
     report = check_road(road)
-    opt.answer(report.document(), as_json, report.summary())
-    if report.problem:
-        raise typer.Exit(console.EXIT_NO)
+    opt.finish(report, as_json, is_no=report.problem)
 
 
 @app.command("import")
@@ -93,6 +90,4 @@ def import_(
 
     opt.check_destinations(out)
     report = import_osm(source, out, lane_width)
-    opt.answer(report.document(), as_json, report.summary())
-    if report.problem:
-        raise typer.Exit(console.EXIT_NO)
+    opt.finish(report, as_json, is_no=report.problem)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.commands import console
 from avtd3.configs.commands import options as opt
+from avtd3.configs.commands.console import running
 from avtd3.store.errors import ConfigError
 
 app = typer.Typer(
@@ -20,20 +20,18 @@ app = typer.Typer(
 )
 
 DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset directory.")]
+NewArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="NEW", help="Dataset to create; to continue, run the same command again."
+    ),
+]
 SegmentsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="SEGMENT", help="Names of segments.")
 ]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Report what would be done, and change nothing.")
 ]
-
-
-def _exit(unreadable: int, is_undone: object) -> None:
-    """End with the exit code for what was left undone, if anything was."""
-    if unreadable:
-        raise typer.Exit(console.EXIT_ENVIRONMENT)
-    if is_undone:
-        raise typer.Exit(console.EXIT_NO)
 
 
 @app.command()
@@ -73,10 +71,10 @@ def prune(
         older_than_s=None if older_than is None else opt.parse_seconds(older_than),
         episodes=parse_filter(filter_) if filter_ else None,
     )
-    with console.interruptible() as should_stop, console.progress() as show:
-        report = run(dataset, config, dry_run=dry_run, should_stop=should_stop, on_progress=show)
-    opt.answer(report.document(), as_json, report.summary())
-    _exit(report.unreadable, report.stopped or report.problems or not report.within_limits)
+    with running() as control:
+        report = run(dataset, config, dry_run=dry_run, **control)
+    is_undone = report.stopped or report.problems or not report.within_limits
+    opt.finish(report, as_json, is_no=is_undone, has_failed=report.unreadable)
 
 
 @app.command()
@@ -98,27 +96,16 @@ def compact(
     """
     from avtd3.store.maintenance.compact import compact as run
 
-    with console.interruptible() as should_stop, console.progress() as show:
-        report = run(
-            dataset,
-            target_steps=target_steps,
-            dry_run=dry_run,
-            should_stop=should_stop,
-            on_progress=show,
-        )
-    opt.answer(report.document(), as_json, report.summary())
-    _exit(report.unreadable, report.stopped or report.problems)
+    with running() as control:
+        report = run(dataset, target_steps=target_steps, dry_run=dry_run, **control)
+    is_undone = report.stopped or report.problems
+    opt.finish(report, as_json, is_no=is_undone, has_failed=report.unreadable)
 
 
 @app.command()
 def relabel(
     dataset: DatasetArgument,
-    new: Annotated[
-        Path,
-        typer.Argument(
-            metavar="NEW", help="Dataset to create; to continue, run the same command again."
-        ),
-    ],
+    new: NewArgument,
     weights: Annotated[
         list[str],
         typer.Option(
@@ -136,12 +123,10 @@ def relabel(
     from avtd3.store.maintenance.relabel import relabel as run
 
     numbers, factors = opt.parse_weights(weights)
-    with console.interruptible() as should_stop, console.progress() as show:
-        report = run(
-            dataset, new, numbers, factors=factors, should_stop=should_stop, on_progress=show
-        )
-    opt.answer(report.document(), as_json, report.summary())
-    _exit(report.unreadable, report.stopped or report.problems)
+    with running() as control:
+        report = run(dataset, new, numbers, factors=factors, **control)
+    is_undone = report.stopped or report.problems
+    opt.finish(report, as_json, is_no=is_undone, has_failed=report.unreadable)
 
 
 @app.command()
@@ -199,34 +184,19 @@ def render(
     )
     if check == (new is not None) or (check and changes != SceneChanges()):
         raise ConfigError("give either NEW and what to change, or --check alone")
-    with console.interruptible() as should_stop, console.progress() as show:
+    with running() as control:
         if new is None:
-            report = check_pictures(
-                dataset, workers=workers, should_stop=should_stop, on_progress=show
-            )
+            report = check_pictures(dataset, workers=workers, **control)
         else:
-            report = rerender(
-                dataset,
-                new,
-                changes,
-                workers=workers,
-                servers=servers,
-                should_stop=should_stop,
-                on_progress=show,
-            )
-    opt.answer(report.document(), as_json, report.summary())
-    _exit(report.unreadable, report.stopped or report.problems or report.differing)
+            report = rerender(dataset, new, changes, workers=workers, servers=servers, **control)
+    is_undone = report.stopped or report.problems or report.differing
+    opt.finish(report, as_json, is_no=is_undone, has_failed=report.unreadable)
 
 
 @app.command()
 def upgrade(
     dataset: DatasetArgument,
-    new: Annotated[
-        Path,
-        typer.Argument(
-            metavar="NEW", help="Dataset to create; to continue, run the same command again."
-        ),
-    ],
+    new: NewArgument,
     stream: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the stream that the image becomes.")
     ] = "front",
@@ -239,10 +209,10 @@ def upgrade(
     """
     from avtd3.store.maintenance.derive import upgrade as run
 
-    with console.interruptible() as should_stop, console.progress() as show:
-        report = run(dataset, new, stream=stream, should_stop=should_stop, on_progress=show)
-    opt.answer(report.document(), as_json, report.summary())
-    _exit(report.unreadable, report.stopped or report.problems)
+    with running() as control:
+        report = run(dataset, new, stream=stream, **control)
+    is_undone = report.stopped or report.problems
+    opt.finish(report, as_json, is_no=is_undone, has_failed=report.unreadable)
 
 
 @app.command()
@@ -262,7 +232,7 @@ def pin(
 
     episodes = parse_filter(filter_) if filter_ else None
     report = run(dataset, segments or (), episodes=episodes, note=note)
-    opt.answer(report.document(), as_json, report.summary())
+    opt.finish(report, as_json)
 
 
 @app.command()
@@ -281,7 +251,7 @@ def unpin(
 
     episodes = parse_filter(filter_) if filter_ else None
     report = run(dataset, segments or (), episodes=episodes)
-    opt.answer(report.document(), as_json, report.summary())
+    opt.finish(report, as_json)
 
 
 @app.command()
@@ -290,4 +260,4 @@ def pins(dataset: DatasetArgument, as_json: opt.JsonOption = False) -> None:
     from avtd3.store.maintenance.pins import list_pins
 
     report = list_pins(dataset)
-    opt.answer(report.document(), as_json, report.summary())
+    opt.finish(report, as_json)

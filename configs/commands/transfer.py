@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from avtd3.configs.commands import console
 from avtd3.configs.commands import options as opt
+from avtd3.configs.commands.console import running
 from avtd3.store.errors import ConfigError, abbreviate
 
 SourceArgument = Annotated[
@@ -73,15 +73,8 @@ def _transfer(
         bytes_per_s = opt.parse_bytes(limit.removesuffix("/s"))
         if not bytes_per_s:
             raise ConfigError(f"--limit is {abbreviate(limit)}, expected above 0, such as 20MB/s")
-    with console.interruptible() as should_stop, console.progress() as show:
+    with running() as control:
         report = transfer(
-            source,
-            destination,
-            bytes_per_s=bytes_per_s,
-            removals=removals,
-            should_stop=should_stop,
-            on_progress=show,
+            source, destination, bytes_per_s=bytes_per_s, removals=removals, **control
         )
-    opt.answer(report.document(), as_json, report.summary())
-    if report.stopped or report.problems:
-        raise typer.Exit(console.EXIT_NO)
+    opt.finish(report, as_json, is_no=report.stopped or report.problems)

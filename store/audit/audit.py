@@ -36,13 +36,12 @@ from avtd3.store.cluster import connect
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     Avtd3Error,
-    ConfigError,
     DatasetError,
     DatasetUnreadableError,
     FormatVersionError,
     SegmentNotFoundError,
     advice,
-    check_integers,
+    check_settings,
     describe,
 )
 from avtd3.store.files import drop_cached, is_directory, is_passing, list_directory
@@ -89,16 +88,15 @@ class AuditConfig:
     """Threads, or segments in flight on a cluster; 0 means one per core."""
 
     def __post_init__(self) -> None:
-        check_integers(self, "audit.")
-        for name, is_valid, allowed in (
+        check_settings(
+            self,
+            "audit.",
             ("sample", 0.0 < self.sample <= 1.0, "above 0 and at most 1"),
             ("gamma", 0.0 <= self.gamma < 1.0, "0 or more and below 1"),
             ("max_findings_per_check", self.max_findings_per_check >= 1, "1 or more"),
             ("scheduler", bool(self.scheduler), "threads, sync or an address"),
             ("workers", self.workers >= 0, "0 or more"),
-        ):
-            if not is_valid:
-                raise ConfigError(f"audit.{name} is {getattr(self, name)!r}, expected {allowed}")
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,10 +266,9 @@ def _keep(task: SegmentTask, reason: str) -> KeptSegment:
 
 def _audit_again(task: SegmentTask) -> SegmentAudit:
     """Audit a segment with bytes that come from the disk, as far as the system allows."""
-    path = Path(task.dataset) / "segments" / task.segment_id
     with contextlib.suppress(OSError):
-        for name in list_files(path):
-            drop_cached(path / name)
+        for name in list_files(task.path):
+            drop_cached(task.path / name)
     return audit_segment(dataclasses.replace(task, verified=""))
 
 
@@ -360,8 +357,7 @@ class _Aggregate:
 
     def add(self, result: SegmentAudit) -> None:
         """Add the result of one segment."""
-        dataset, segment_id = result.task.dataset, result.task.segment_id
-        contents = result.contents
+        dataset, segment_id, contents = result.task.dataset, result.task.segment_id, result.contents
         self._done += 1
         self._log.merge(result.log)
         if result.log.count("error"):
@@ -372,15 +368,17 @@ class _Aggregate:
             self._stamps.setdefault(dataset, {})[segment_id] = result.stamp
         if contents.windows:
             pairs = zip(self._windows, contents.windows, strict=True)
-            self._windows = tuple(known.merge(more) for known, more in pairs)
-        self._datasets[dataset] = self._datasets[dataset].including(contents.summary)
+            self._windows = tuple(one.merge(more) for one, more in pairs)
+        known = self._datasets[dataset]
+        merged = known.summary.merge(contents.summary)
+        self._datasets[dataset] = dataclasses.replace(known, summary=merged)
         if contents.summary.rewards.count >= FEW_STEPS:
             self._rewards.setdefault(dataset, {})[segment_id] = contents.summary.rewards
         if result.manifest_digest:
             self._compare_ids(dataset, segment_id, result.manifest_digest)
         if result.plan and contents.plan_index.size:
-            known = self._plans.setdefault(result.plan, [])
-            known.append((len(self._places), contents.plan_index))
+            parts = self._plans.setdefault(result.plan, [])
+            parts.append((len(self._places), contents.plan_index))
             self._places.append((dataset, segment_id))
 
     def _compare_ids(self, dataset: str, segment_id: str, digest: str) -> None:
@@ -406,7 +404,7 @@ class _Aggregate:
         for path, (cache, names) in self._caches.items():
             cache.save(self._stamps.get(path, {}), names)
         self._check_plans(gaps=complete and self._config.sample == 1.0)
-        for (path, segment_id, _), fault in self._duplicates.faults():
+        for (path, segment_id), fault in self._duplicates.faults():
             self._log.add(fault, dataset=path, segment=segment_id)
         total = Summary()
         for dataset in self._datasets.values():

@@ -7,6 +7,7 @@ which names the first bad row and the number of bad rows. The function ``reward_
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.audit.findings import Fault
 from avtd3.store.audit.segment_data import SPEED, FrameFeatures, SegmentData
-from avtd3.store.errors import ConfigError, abbreviate, check_integers
+from avtd3.store.errors import abbreviate, check_settings
 from avtd3.store.events import EventTable
 from avtd3.store.step import STOP_REASON
 
@@ -65,8 +66,9 @@ class CheckLimits:
     """End reasons of episodes that must be truncated, not terminated."""
 
     def __post_init__(self) -> None:
-        check_integers(self, "audit.limits.")
-        for name, is_valid, allowed in (
+        check_settings(
+            self,
+            "audit.limits.",
             ("black_level", 0.0 <= self.black_level <= 255.0, "0 to 255"),
             ("frozen_frames", self.frozen_frames >= 2, "2 or more"),
             ("flash_level", 0.0 < self.flash_level <= 255.0, "above 0 and at most 255"),
@@ -77,10 +79,7 @@ class CheckLimits:
             ("acceleration_mps2", self.acceleration_mps2 > 0.0, "above 0"),
             ("shortest_episode", self.shortest_episode >= 1, "1 or more"),
             ("collision_streak", self.collision_streak >= 2, "2 or more"),
-        ):
-            if not is_valid:
-                value = getattr(self, name)
-                raise ConfigError(f"audit.limits.{name} is {value!r}, expected {allowed}")
+        )
 
 
 Faults = Iterator[tuple[int | None, str]]
@@ -255,24 +254,16 @@ def timeout_unmarked(data: SegmentData, limits: CheckLimits) -> Faults:
 
 def collision_streak(data: SegmentData, limits: CheckLimits) -> Faults:
     """Find drivers whose episodes end in a collision again and again."""
-    drivers, reasons = data.episodes.texts("driver"), data.episodes.end_reason
-    streaks: dict[str, list[int]] = {}
-    for episode, (driver, reason) in enumerate(zip(drivers, reasons, strict=True)):
-        streak = streaks.setdefault(driver, [])
-        if reason == COLLISION:
-            streak.append(episode)
-        elif len(streak) >= limits.collision_streak:
-            yield streak[0], _describe_streak(driver, streak, limits)
-        if reason != COLLISION:
-            streak.clear()
-    for driver, streak in streaks.items():
-        if len(streak) >= limits.collision_streak:
-            yield streak[0], _describe_streak(driver, streak, limits)
-
-
-def _describe_streak(driver: str, streak: list[int], limits: CheckLimits) -> str:
-    text = f"{len(streak)} episodes of {abbreviate(driver)} in a row, from this one on, end in a "
-    return f"{text}collision, expected less than {limits.collision_streak}"
+    episodes_of: dict[str, list[int]] = {}
+    for episode, driver in enumerate(data.episodes.texts("driver")):
+        episodes_of.setdefault(driver, []).append(episode)
+    for driver, episodes in episodes_of.items():
+        for reason, group in itertools.groupby(episodes, data.episodes.end_reason.__getitem__):
+            streak = list(group)
+            if reason == COLLISION and len(streak) >= limits.collision_streak:
+                text = f"{len(streak)} episodes of {abbreviate(driver)} in a row, from this one on"
+                expected = f"less than {limits.collision_streak}"
+                yield streak[0], f"{text}, end in a collision, expected {expected}"
 
 
 def label_missing(data: SegmentData, _limits: CheckLimits) -> Faults:
@@ -488,20 +479,21 @@ def check_values(data: SegmentData, limits: CheckLimits) -> Iterator[Fault]:
     equal for a long time.
     """
     for check in SEGMENT_CHECKS:
-        for episode, message in check(data, limits):
-            yield Fault(check=_name_of(check), episode=episode, message=message)
+        yield from named_faults(check.__name__, check(data, limits))
     for stream, features in data.streams.items():
         is_named = bool(data.spec.streams)
         if is_named and data.spec.streams[stream].channels not in _PICTURE_PLANES:
             continue
+        about = f"stream {stream}: " if is_named else ""
         for look in FRAME_CHECKS:
-            for episode, message in look(features, data, limits):
-                where = f"stream {stream}: {message}" if is_named else message
-                yield Fault(check=_name_of(look), episode=episode, message=where)
+            yield from named_faults(look.__name__, look(features, data, limits), about)
 
 
-def _name_of(check: SegmentCheck | FrameCheck) -> str:
-    return check.__name__.replace("_", "-")
+def named_faults(name: str, found: Faults, about: str = "") -> Iterator[Fault]:
+    """Yield what the function of a name found as faults of its check."""
+    check = name.replace("_", "-")
+    for episode, message in found:
+        yield Fault(check=check, episode=episode, message=about + message)
 
 
 def _first_rows(bad: NDArray[np.bool_], places: _Places) -> _BadRows:

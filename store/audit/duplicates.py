@@ -19,8 +19,8 @@ NEAR_BITS = 2
 FEWEST_BITS = 16
 """Fewest bits of each kind in a hash: otherwise the image hardly changes and resembles others."""
 
-Place = tuple[str, str, int]
-"""Dataset, segment, episode."""
+Place = tuple[str, str]
+"""Dataset and segment."""
 
 
 def step_digests(data: SegmentData) -> NDArray[np.uint64]:
@@ -37,9 +37,8 @@ def step_digests(data: SegmentData) -> NDArray[np.uint64]:
 def perceptual_hashes(data: SegmentData) -> NDArray[np.uint64]:
     """Return a difference hash over time of each episode, uint64 (E,); 0 means no hash.
 
-    Each bit states whether the brightness of the first stream (without one, the sum of the
-    vector) rises from one
-    of 65 evenly spaced moments to the next.
+    Each bit states whether the brightness of the first stream (without one, the sum of the vector)
+    rises from one of 65 evenly spaced moments to the next.
     """
     found = np.zeros(len(data.episodes.length), np.uint64)
     if data.streams:
@@ -65,7 +64,7 @@ class DuplicateFinder:
     """Collects the digests and hashes of all segments, then reports repeated episodes."""
 
     def __init__(self) -> None:
-        self._places: list[tuple[str, str]] = []
+        self._places: list[Place] = []
         self._rows: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
 
     def add(
@@ -95,9 +94,8 @@ class DuplicateFinder:
                 if second in reported or is_copy_of_segment:  # reported as segment-twice
                     continue
                 reported.add(second)
-                episode = int(number[second])
                 message = f"{text} episode {number[first]} of {one[1]}, expected another drive"
-                yield (*other, episode), Fault(check=check, episode=episode, message=message)
+                yield other, Fault(check=check, episode=int(number[second]), message=message)
 
 
 def _equal(values: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:

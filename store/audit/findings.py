@@ -58,14 +58,14 @@ class FindingLog:
 
     limit: int
     """Largest number of findings to keep per check."""
-    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
     """Findings per check, including those that were not kept."""
     kept: dict[str, list[Finding]] = dataclasses.field(default_factory=dict)
     """At most `limit` findings per check, in the order of the segments."""
 
     def add(self, fault: Fault, *, dataset: str, segment: str = "") -> None:
         """Count a fault, and keep it if the limit of its check is not reached."""
-        self.counts[fault.check] = self.counts.get(fault.check, 0) + 1
+        self.counts[fault.check] += 1
         kept = self.kept.setdefault(fault.check, [])
         if len(kept) < self.limit:
             kept.append(
@@ -82,7 +82,7 @@ class FindingLog:
     def merge(self, other: Self) -> None:
         """Add the counts of another log and, up to the limit, its findings."""
         for check, count in other.counts.items():
-            self.counts[check] = self.counts.get(check, 0) + count
+            self.counts[check] += count
             kept = self.kept.setdefault(check, [])
             kept.extend(other.kept[check][: self.limit - len(kept)])
 
@@ -106,9 +106,8 @@ _FIX_THE_SOURCE = "quarantine the segment, and fix the simulator or task that wr
 
 _error, _warning, _info = (functools.partial(Check, kind) for kind in get_args(Severity))
 
-BYTE_CHECKS = frozenset(
-    ("manifest", "spec-digest", "file-missing", "file-size", "file-digest", "array-metadata")
-) | {"array-unreadable"}
+_FILE_CHECKS = ("manifest", "spec-digest", "file-missing", "file-size", "file-digest")
+BYTE_CHECKS = frozenset((*_FILE_CHECKS, "array-metadata", "array-unreadable"))
 """Errors of the bytes of a segment, which a bad disk, mount or copy may cause in many segments."""
 
 CHECKS: dict[str, Check] = {
@@ -331,22 +330,20 @@ class WorstEpisode:
 
 def worst_episodes(known: tuple[WorstEpisode, ...], log: FindingLog) -> tuple[WorstEpisode, ...]:
     """Return the `MAX_WORST` worst of known episodes and those of one more log, worst first."""
-    checks: dict[tuple[str, str, int], list[str]] = {}
-    severities: Counter[tuple[tuple[str, str, int], str]] = Counter()
+    by_place: dict[tuple[str, str, int], list[Finding]] = {}
     for finding in log.findings():
         if finding.episode is not None and finding.severity != "info":
             place = (finding.dataset, finding.segment, finding.episode)
-            checks.setdefault(place, []).append(finding.check)
-            severities[place, finding.severity] += 1
+            by_place.setdefault(place, []).append(finding)
     found = (
         WorstEpisode(
-            dataset=place[0],
-            segment=place[1],
-            episode=place[2],
-            errors=severities[place, "error"],
-            warnings=severities[place, "warning"],
-            checks=tuple(dict.fromkeys(names)),
+            dataset=dataset,
+            segment=segment,
+            episode=episode,
+            errors=sum(finding.severity == "error" for finding in findings),
+            warnings=sum(finding.severity == "warning" for finding in findings),
+            checks=tuple(dict.fromkeys(finding.check for finding in findings)),
         )
-        for place, names in checks.items()
+        for (dataset, segment, episode), findings in by_place.items()
     )
     return tuple(heapq.nlargest(MAX_WORST, (*known, *found), key=lambda worst: worst.weight))

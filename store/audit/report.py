@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from avtd3.store.audit.findings import Finding, FindingLog, WorstEpisode
 from avtd3.store.audit.segment_audit import SegmentTask
@@ -34,10 +34,6 @@ class DatasetReport:
     summary: Summary
     staging: int
     quarantined: int
-
-    def including(self, summary: Summary) -> Self:
-        """Return the report with the summary of one more segment added."""
-        return dataclasses.replace(self, summary=self.summary.merge(summary))
 
     def document(self) -> dict[str, object]:
         """Return the report as a JSON object."""
@@ -100,14 +96,13 @@ class AuditReport:
         Of a strict report, warnings are errors. ``unreadable`` says that something could not be
         read because of an I/O error, so that the audit is not complete.
         """
-        warnings = self.log.count("warning") > 0
         if self.log.count("error"):
             return "errors"
         if self.log.counts.get("unreadable"):
             return "unreadable"
-        if self.strict and warnings:
-            return "errors"
-        return "warnings" if warnings else "ok"
+        if self.log.count("warning"):
+            return "errors" if self.strict else "warnings"
+        return "ok"
 
     @property
     def q_bound(self) -> float:

@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.checks import CheckLimits, check_values, episode_bounds, other_control
+from avtd3.store.audit.checks import (
+    CheckLimits,
+    check_values,
+    episode_bounds,
+    named_faults,
+    other_control,
+)
 from avtd3.store.audit.duplicates import perceptual_hashes, step_digests
 from avtd3.store.audit.findings import CHECKS, Fault, FindingLog
 from avtd3.store.audit.integrity import (
@@ -36,11 +42,11 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import is_directory, is_passing
 from avtd3.store.filters import EpisodeFilter
-from avtd3.store.format.layout import raw_bytes
+from avtd3.store.format.layout import SEGMENTS, raw_bytes
 from avtd3.store.format.manifest import Manifest
-from avtd3.store.maps import read_map
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
+from avtd3.store.world_record import read_map
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,11 @@ class SegmentTask:
     windows: tuple[EpisodeFilter, ...] = ()
     verified: str = ""
     """Stamp with which the checksums were verified before, see `avtd3.store.audit.integrity`."""
+
+    @property
+    def path(self) -> Path:
+        """Return the directory of the segment."""
+        return Path(self.dataset) / SEGMENTS / self.segment_id
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +108,7 @@ def audit_segment(task: SegmentTask) -> SegmentAudit:
 
 
 def _audit_segment(task: SegmentTask) -> SegmentAudit:
-    path = Path(task.dataset) / "segments" / task.segment_id
+    path = task.path
     manifest, faults = open_manifest(path)
     contents, seen = SegmentContents(), ""
     try:
@@ -109,7 +120,7 @@ def _audit_segment(task: SegmentTask) -> SegmentAudit:
             is_verified = bool(seen) and seen == task.verified
             faults += _check_files(task, manifest, dataset.spec, found, is_verified=is_verified)
             if not _has_error(faults):
-                known = contents.summary.merge(_manifest_summary(manifest, dataset.spec))
+                known = _with_counts(contents.summary, manifest, dataset.spec)
                 contents = SegmentContents(summary=known)
                 if task.reads_data:
                     contents = _read_contents(task, dataset, known)
@@ -118,7 +129,7 @@ def _audit_segment(task: SegmentTask) -> SegmentAudit:
         faults.append(_read_fault(path, error))
     unreadable = [fault for fault in faults if fault.check == "unreadable"]
     if unreadable:  # one I/O error is enough to know
-        faults = [*(fault for fault in faults if fault not in unreadable), unreadable[0]]
+        faults = [*(f for f in faults if f.check != "unreadable"), unreadable[0]]
         contents = SegmentContents()
     log = FindingLog(limit=task.max_findings)
     for fault in faults:
@@ -161,15 +172,14 @@ def _check_files(
     *,
     is_verified: bool,
 ) -> list[Fault]:
-    path = Path(task.dataset) / "segments" / task.segment_id
     hashes = task.reads_data and not is_verified
-    faults = [*file_faults(path, manifest, found, hashes=hashes)]
+    faults = [*file_faults(task.path, manifest, found, hashes=hashes)]
     if manifest.spec_digest != spec.digest:
         message = f"spec digest {manifest.spec_digest[:16]}, expected {spec.digest[:16]}"
         faults.insert(0, Fault(check="spec-digest", message=message))
     # A truncated zarr.json is reported as a truncated file only.
     if task.reads_data and not _has_error(faults):
-        faults += array_faults(path, manifest, spec)
+        faults += array_faults(task.path, manifest, spec)
     return faults
 
 
@@ -177,9 +187,10 @@ def _has_error(faults: list[Fault]) -> bool:
     return any(CHECKS[fault.check].severity == "error" for fault in faults)
 
 
-def _manifest_summary(manifest: Manifest, spec: EpisodeSpec) -> Summary:
+def _with_counts(summary: Summary, manifest: Manifest, spec: EpisodeSpec) -> Summary:
     episodes, steps, observations = manifest.episodes, manifest.steps, manifest.observations
-    return Summary(
+    return dataclasses.replace(
+        summary,
         segments=1,
         episodes=episodes,
         steps=steps,
@@ -211,23 +222,14 @@ def _state_faults(segment: Segment) -> Iterator[Fault]:
 def _read_contents(task: SegmentTask, dataset: Dataset, known: Summary) -> SegmentContents:
     """Read and check the data of a segment whose files are intact, and extend its summary."""
     segment = dataset.open_segment(task.segment_id)
-    faults = [
-        Fault(check="episode-bounds", episode=episode, message=message)
-        for episode, message in episode_bounds(
-            segment.read("episode_offset"),
-            segment.read("episode_length"),
-            steps=segment.steps,
-            observations=segment.observations,
-        )
-    ]
+    offset, length = segment.read("episode_offset"), segment.read("episode_length")
+    sizes = {"steps": segment.steps, "observations": segment.observations}
+    faults = [*named_faults("episode_bounds", episode_bounds(offset, length, **sizes))]
     if faults:
         return SegmentContents(summary=known, faults=tuple(faults))
     data = SegmentData.read(segment)
     try:
-        faults += [
-            Fault(check="other-control", episode=episode, message=message)
-            for episode, message in other_control(segment.events())
-        ]
+        faults += named_faults("other_control", other_control(segment.events()))
     except SegmentCorruptError as error:
         faults.append(Fault(check="event-bounds", message=str(error)))
     faults += _state_faults(segment)

@@ -116,20 +116,15 @@ class SegmentData:
         steps, seen = chosen[self.step_episode], chosen[self.observation_episode]
         episodes = self.episodes.select(chosen)
         offset, number = np.cumsum(episodes.length) - episodes.length, np.arange(len(episodes))
+        rows = dict.fromkeys(("vector", "frame_id", "sim_time"), seen)
+        rows |= dict.fromkeys(("action", "expert_action", "step_driver", "reward"), steps)
+        rows |= dict.fromkeys(("reward_terms", "terminated", "truncated"), steps)
+        arrays = {name: getattr(self, name) for name in rows}
         return dataclasses.replace(
             self,
-            vector=None if self.vector is None else self.vector[seen],
             streams={name: found.of_rows(seen) for name, found in self.streams.items()},
-            frame_id=self.frame_id[seen],
-            sim_time=self.sim_time[seen],
-            action=self.action[steps],
-            expert_action=None if self.expert_action is None else self.expert_action[steps],
-            step_driver=None if self.step_driver is None else self.step_driver[steps],
-            reward=self.reward[steps],
-            reward_terms=None if self.reward_terms is None else self.reward_terms[steps],
-            terminated=self.terminated[steps],
-            truncated=self.truncated[steps],
             episodes=dataclasses.replace(episodes, offset=offset, number=number),
+            **{name: a[rows[name]] for name, a in arrays.items() if a is not None},
         )
 
 

@@ -8,23 +8,19 @@ values up to `SAMPLE_SIZE`, a uniform sample beyond, in whatever order samples a
 import dataclasses
 import hashlib
 import math
-import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
+from avtd3.store.audit.segment_data import SegmentData
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import DatasetError
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.step_labels import EXPERT_DROVE, OWN_DROVE
-
-_T = TypeVar("_T")
 
 LARGEST = 1e300
 """Larger values count as infinite, so that sums and differences of the others are finite."""
@@ -248,22 +244,11 @@ class Summary:
 
     def merge(self, other: Self) -> Self:
         """Return the contents of both together."""
-        return type(self)(
-            **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
-            **{name: max(getattr(self, name), getattr(other, name)) for name in _LARGEST},
-            returns=self.returns.merge(other.returns),
-            lengths=self.lengths.merge(other.lengths),
-            rewards=self.rewards.merge(other.rewards),
-            counts=_merge_by_name(self.counts, other.counts, operator.add),
-            coverage=self.coverage + other.coverage,
-            expert=_merge_by_name(self.expert, other.expert, operator.add),
-            components=_merge_by_name(
-                self.components,
-                other.components,
-                lambda one, more: _merge_by_name(one, more, Distribution.merge),
-            ),
-            magnitudes=_merge_by_name(self.magnitudes, other.magnitudes, operator.add),
-        )
+        merged = {}
+        for field in dataclasses.fields(self):
+            merge = max if field.name in _LARGEST else _merge
+            merged[field.name] = merge(getattr(self, field.name), getattr(other, field.name))
+        return type(self)(**merged)
 
     @property
     def reward_shares(self) -> dict[str, float]:
@@ -287,9 +272,8 @@ class Summary:
         shares = {name: sums[name] for name in ("steps", "takeovers")} | {"compared": compared}
         shares["drove"] = sums["drove"] / sums["steps"]
         if compared:
-            shares["differing"] = sums["differing"] / compared
-            distances = {k: v / compared for k, v in sums.items() if k.startswith("distance ")}
-            shares |= distances
+            means = ("differing", *(name for name in sums if name.startswith("distance ")))
+            shares |= {name: sums[name] / compared for name in means}
         return shares
 
     @property
@@ -312,7 +296,9 @@ class Summary:
     def document(self) -> dict[str, object]:
         """Return the summary as a JSON object."""
         return {
-            **{_KEYS.get(n, n): getattr(self, n) for n in (*_SUMS, *_LARGEST)},
+            "segments": self.segments,
+            "segments_judged": self.segments_read,
+            **{name: getattr(self, name) for name in (*_SUMS, *_LARGEST)},
             "staleness": self.staleness,
             "hours": self.simulated_seconds / 3600.0,
             "ratio": self.bytes_raw / self.bytes_on_disk if self.bytes_on_disk else None,
@@ -335,24 +321,16 @@ class Summary:
 
 DIFFERING = 0.2
 """Distance from the expert's action, in half ranges, from which on actions count as different."""
-_COUNTS = ("segments", "segments_read", "episodes", "steps")
-_SUMS = (*_COUNTS, "simulated_seconds", "bytes_on_disk", "bytes_raw")
 _LARGEST = ("largest_reward", "largest_discounted")
-_KEYS = {"segments_read": "segments_judged"}
-"""Keys of the JSON document that differ from the names of the fields."""
+_SUMS = ("episodes", "steps", "simulated_seconds", "bytes_on_disk", "bytes_raw")
 
 
-def _merge_by_name(
-    one: dict[str, _T], other: dict[str, _T], merge: Callable[[_T, _T], _T]
-) -> dict[str, _T]:
-    both = {name: merge(one[name], other[name]) for name in one.keys() & other.keys()}
-    return {**one, **other, **both}
-
-
-def _grey_names(data: SegmentData) -> Iterator[tuple[str, FrameFeatures]]:
-    """Yield the features of each stream, with the name of its mean."""
-    for name, features in data.streams.items():
-        yield f"mean grey of {name}" if data.spec.streams else "mean grey", features
+def _merge(one: Any, other: Any) -> Any:  # noqa: ANN401 - a field of a summary
+    """Return two values of a field together; those in dicts are merged by name."""
+    if isinstance(one, dict) and not isinstance(one, Counter):
+        both = {name: _merge(one[name], other[name]) for name in one.keys() & other.keys()}
+        return {**one, **other, **both}
+    return one.merge(other) if isinstance(one, Moments | Distribution) else one + other
 
 
 def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
@@ -374,9 +352,12 @@ def summarise(segment_id: str, data: SegmentData, *, gamma: float) -> Summary:
         for name, column in zip(spec.reward_terms, columns, strict=terms is not None)
     }
     if data.streams:
+        greys = {
+            f"mean grey of {name}" if spec.streams else "mean grey": features.mean
+            for name, features in data.streams.items()
+        }
         components["frames"] = {
-            name: Distribution.of(features.mean, f"{segment_id}/{name}")
-            for name, features in _grey_names(data)
+            name: Distribution.of(mean, f"{segment_id}/{name}") for name, mean in greys.items()
         }
     return Summary(
         segments_read=1,

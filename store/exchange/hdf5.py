@@ -10,6 +10,7 @@ images as (T, H, W, C)), ``actions``, ``rewards`` and ``dones``
 import contextlib
 import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -362,9 +363,8 @@ class _Demos:
 
     def __init__(self, file: Hdf5File, data: H5) -> None:
         self._file = file
-        names = [name for name in file.names(data) if name.startswith("demo_")]
-        numbers = sorted(int(digits) for name in names if (digits := name[5:]).isdecimal())
-        self._demos = [f"data/demo_{number}" for number in numbers]
+        names = [name for name in file.names(data) if re.fullmatch(r"demo_[0-9]{1,18}", name)]
+        self._demos = [f"data/{name}" for name in sorted(names, key=lambda name: int(name[5:]))]
         self.count = len(self._demos)
 
     def values(self, number: int, name: str) -> NDArray[Any]:

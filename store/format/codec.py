@@ -177,13 +177,7 @@ def chain_kind(codecs: Any) -> ChainKind:  # noqa: ANN401 - any JSON value
 
 
 def decode_into(kind: ChainKind, data: bytes, out: memoryview) -> None:
-    """Verify one chunk and decode it into memory.
-
-    Args:
-        kind: From `chain_kind`.
-        data: The chunk's bytes, with its crc32c at the end.
-        out: Writable memory of the decoded size.
-    """
+    """Verify one chunk, with its crc32c at the end, and decode it into memory of its size."""
     _check(kind, data, len(out))
     if kind == "raw":
         out[:] = memoryview(data)[:-CRC_BYTES]
@@ -246,13 +240,7 @@ def _zstd_content_size(payload: bytes) -> int | None:
 
 
 def check_blosc_header(data: bytes, encoded: int, expected_bytes: int) -> None:
-    """Raise if a length in a blosc buffer's header is wrong.
-
-    Args:
-        data: The buffer; more bytes may follow it.
-        encoded: Size of the buffer.
-        expected_bytes: Size that it must decode to.
-    """
+    """Raise if the header of a buffer of ``encoded`` bytes, at the start of data, is wrong."""
     # Blosc trusts its header: with a wrong length it reads or writes past the buffers.
     if encoded < BLOSC_HEADER_BYTES:
         raise ValueError(f"{encoded} bytes, expected at least a blosc header")
@@ -274,12 +262,8 @@ _MOST_CHUNKS = 16
 def choose_codec(settings: FrameCodec, frames: NDArray[np.uint8]) -> FrameCodec:
     """Choose the codec for a camera: lz4hc, zstd 1 or raw, the first that saves enough.
 
-    It takes about 10 ms, once per writer.
-
-    Args:
-        settings: Level of lz4hc, and frames per chunk. Raw frames get a chunk each, because larger
-            chunks would save nothing.
-        frames: uint8 (N, C, H, W), the first frames of the camera, N at least 1.
+    It takes about 10 ms, once per writer. ``frames`` are the first of the camera, uint8
+    (N, C, H, W), at least one. Raw frames get a chunk each: larger ones would save nothing.
     """
     size = settings.chunk_frames
     count = max(1, len(frames) // size)

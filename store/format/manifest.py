@@ -40,18 +40,6 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KIND = 0o170000  # the bits of a mode with the type of a file, as in stat.S_IFMT
 _FILES = re.compile(rb'\{"digest":"[0-9a-f]{64}","episodes":[0-9]+,"files":(\[[^][]*\])')
 _entry_values = operator.itemgetter("path", "size", "sha256")
-_COUNTS = ("episodes", "steps", "observations")
-_KEYS = frozenset(
-    (
-        "format_version",
-        "segment_id",
-        "spec_digest",
-        *_COUNTS,
-        "files",
-        "provenance",
-        "digest",
-    )
-)
 
 
 class FileEntry(NamedTuple):
@@ -125,22 +113,12 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Return the content of the file: canonical JSON and a line feed."""
-        return canonical_json({**self._body(), "digest": self.digest}) + b"\n"
+        return canonical_json(self._document()) + b"\n"
 
-    def _body(self) -> dict[str, Any]:
-        return {
-            "format_version": self.format_version,
-            "segment_id": self.segment_id,
-            "spec_digest": self.spec_digest,
-            "episodes": self.episodes,
-            "steps": self.steps,
-            "observations": self.observations,
-            "files": [
-                {"path": path, "size": entry.size, "sha256": entry.sha256}
-                for path, entry in self.files.items()
-            ],
-            "provenance": dict(self.provenance),
-        }
+    def _document(self) -> dict[str, Any]:
+        files = [{"path": path, **entry._asdict()} for path, entry in self.files.items()]
+        named = {name: getattr(self, name) for name in _KEYS}
+        return {**named, "files": files, "provenance": dict(self.provenance)}
 
     @property
     def size_bytes(self) -> int:
@@ -149,7 +127,9 @@ class Manifest:
 
     def sealed(self) -> Self:
         """Return the manifest with its digest."""
-        return dataclasses.replace(self, digest=sha256(canonical_json(self._body())))
+        document = self._document()
+        del document["digest"]
+        return dataclasses.replace(self, digest=sha256(canonical_json(document)))
 
     def check_sizes(self, path: Path) -> None:
         """Compare the size of every file with the manifest's."""
@@ -169,6 +149,9 @@ class Manifest:
                 os.close(directory)
         except OSError as error:
             raise read_error(path, name, error, says=" cannot be read") from error
+
+
+_KEYS = frozenset(field.name for field in dataclasses.fields(Manifest))
 
 
 def _describe(name: str, status: os.stat_result, size: int) -> str:
@@ -275,7 +258,7 @@ def _from_json(document: dict[str, Any], path: Path) -> Manifest:
     files = document["files"]
     if not isinstance(files, FileTable):
         files = _read_files(files)
-    for name in _COUNTS:
+    for name in ("episodes", "steps", "observations"):
         if type(document[name]) is not int or document[name] < 1:
             raise ValueError(f"{name} is {abbreviate(document[name])}, expected 1 or more")
     if document["observations"] != document["steps"] + document["episodes"]:
@@ -284,17 +267,8 @@ def _from_json(document: dict[str, Any], path: Path) -> Manifest:
         raise TypeError("provenance is not a JSON object")
     if type(version := document["format_version"]) is not int or version < 1:
         raise ValueError(f"format_version is {abbreviate(version)}, expected 1 or more")
-    return Manifest(
-        format_version=version,
-        segment_id=str(document["segment_id"]),
-        spec_digest=str(document["spec_digest"]),
-        episodes=document["episodes"],
-        steps=document["steps"],
-        observations=document["observations"],
-        files=files,
-        provenance=document["provenance"],
-        digest=str(document["digest"]),
-    )
+    texts = {name: str(document[name]) for name in ("segment_id", "spec_digest", "digest")}
+    return Manifest(**{**document, **texts, "files": files})
 
 
 def _read_files(entries: object) -> dict[str, FileEntry]:

@@ -45,11 +45,11 @@ from avtd3.store.maintenance.removal import (
     Problems,
     exclusive,
 )
-from avtd3.store.maps import publish_map, read_map
 from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import REPLACES, UPGRADE, episode_digests, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.staging import publish
+from avtd3.store.world_record import publish_map, read_map
 
 _SOURCE_KEYS = frozenset(("dataset", "segment_id", "digest", "before"))
 """Keys of the provenance of a derived segment that name its source, not the change."""

@@ -26,10 +26,10 @@ from avtd3.store.maintenance.removal import (
     remove,
     remove_leftovers,
 )
-from avtd3.store.maps import stored_maps
 from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
+from avtd3.store.world_record import stored_maps
 
 _AT_ONCE = 16
 """Segments that are removed between two calls of ``should_stop``."""

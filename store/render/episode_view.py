@@ -54,6 +54,8 @@ from avtd3.store.render.text import (
 )
 from avtd3.store.segment import Segment
 
+MOST_DIGITS = 18
+"""Digits of the largest number of an episode."""
 WORDS = ("worst", "best", "longest", "shortest", "random")
 """Names for the episode of least or largest return, of most or fewest steps, and for any one."""
 FRAMES_AT_ONCE = 64
@@ -82,9 +84,9 @@ def find_episode(
     if name in WORDS:
         return _by_word(datasets, name, rng, among or EpisodeFilter())
     segment, colon, number = name.rpartition(":")
-    if colon and segment and number.isdecimal():
+    if colon and segment and number.isdecimal() and len(number) <= MOST_DIGITS:
         return _by_place(datasets, segment, int(number))
-    if name.isdecimal():
+    if name.isdecimal() and len(name) <= MOST_DIGITS:
         return _by_index(datasets, int(name))
     raise ConfigError(
         f"--episode is {name!r}, expected SEGMENT:NUMBER, a number in the plan, "

@@ -1,31 +1,145 @@
 """`ReplayCache`: the segments of a sampler, decoded once into memory-mapped scratch files."""
 
 import contextlib
+import dataclasses
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import ConfigError, SegmentCorruptError, StorageError
 from avtd3.store.format.layout import frames_array
-from avtd3.store.replay.backend import (
-    Changes,
-    EpisodeSummary,
-    FrameArray,
-    FrameSource,
-    Key,
-    LoadedSegment,
-    Progress,
-)
-from avtd3.store.replay.scratch import PrivateRows, RowType, row_types, write_numbers
+from avtd3.store.replay.scratch import Key, PrivateRows, RowType, row_types, write_numbers
 from avtd3.store.replay.shared import SharedRows
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
+
+Progress = Callable[[int, int], None]
+"""Called with the number of frames done and the number of frames in total."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeSummary:
+    """A few numbers about each of E episodes, as columns."""
+
+    returns: NDArray[np.float64]
+    """float64 (E,), sum of the rewards."""
+    lengths: NDArray[np.int64]
+    """int64 (E,), number of steps."""
+    policy_versions: NDArray[np.int64]
+    """int64 (E,), version of the policy that drove; -1 if no policy did."""
+    end_reasons: tuple[str, ...]
+    """Why each episode ended, length E."""
+    reward_term_sums: NDArray[np.float64]
+    """float64 (E, R), sum of each reward term over the steps, in the order of the spec."""
+    vector_mean_abs: NDArray[np.float64]
+    """float64 (E, V), mean absolute value over the observations, as stored (divided by the
+    scale)."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]], end_reasons: Sequence[str]) -> Self:
+        """Summarise the episodes of a segment, none of them empty, from its arrays by name."""
+        lengths = arrays["episode_length"]
+        first_steps = np.cumsum(lengths) - lengths
+        rows = lengths + 1
+        vector = np.abs(arrays.get("vector", np.zeros((int(rows.sum()), 0), np.float32)))
+        terms = arrays.get("reward_terms", np.zeros((int(lengths.sum()), 0), np.float32))
+        return cls(
+            returns=arrays["episode_return"],
+            lengths=lengths,
+            policy_versions=arrays["episode_policy_version"],
+            end_reasons=tuple(end_reasons),
+            reward_term_sums=_sum_runs(terms, first_steps),
+            vector_mean_abs=_sum_runs(vector, np.cumsum(rows) - rows) / rows[:, None],
+        )
+
+    def choose(self, episodes: NDArray[np.bool_] | slice) -> Self:
+        """Return the summary of some episodes, given as bool (E,) or a slice."""
+        return type(self)(
+            returns=self.returns[episodes],
+            lengths=self.lengths[episodes],
+            policy_versions=self.policy_versions[episodes],
+            end_reasons=tuple(np.array(self.end_reasons, object)[episodes]),
+            reward_term_sums=self.reward_term_sums[episodes],
+            vector_mean_abs=self.vector_mean_abs[episodes],
+        )
+
+    @classmethod
+    def join(cls, summaries: Sequence[Self], spec: EpisodeSpec) -> Self:
+        """Concatenate summaries; `spec` gives the widths if there are none."""
+
+        def stack(name: str, dtype: type[np.generic], *shape: int) -> NDArray[Any]:
+            empty = np.zeros((0, *shape), dtype)
+            return np.concatenate([empty, *(getattr(summary, name) for summary in summaries)])
+
+        return cls(
+            returns=stack("returns", np.float64),
+            lengths=stack("lengths", np.int64),
+            policy_versions=stack("policy_versions", np.int64),
+            end_reasons=tuple(reason for summary in summaries for reason in summary.end_reasons),
+            reward_term_sums=stack("reward_term_sums", np.float64, len(spec.reward_terms)),
+            vector_mean_abs=stack("vector_mean_abs", np.float64, spec.vector_size),
+        )
+
+
+def _sum_runs(values: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sum the runs of rows that begin at `starts`, none of them empty: float64 (E, ...)."""
+    return np.add.reduceat(values, starts, axis=0, dtype=np.float64)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSegment:
+    """A segment whose transitions can be sampled."""
+
+    steps: int
+    """Number of transitions."""
+    content: str
+    """`Segment.content_digest`."""
+    first_rows: NDArray[np.int64]
+    """int64 (E,), row of each episode's first observation, relative to `ReplayCache.start`."""
+    episodes: EpisodeSummary
+    """Summary of its E episodes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What one call of `ReplayCache.follow` or `ReplayCache.take_loaded` changed."""
+
+    added: Mapping[Key, LoadedSegment]
+    """Segments that can be sampled from now on."""
+    removed: int
+    """Number of segments that can no longer be sampled."""
+    refused: Mapping[Key, Exception]
+    """Wanted segments that cannot be used, with the reason."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FrameArray:
+    """All decoded frames of one stream in a replay cache."""
+
+    frames: NDArray[np.uint8] | None
+    """uint8 (rows, C, H, W), memory of the cache itself; None while the cache is empty."""
+    placed: Mapping[Key, slice]
+    """Rows of each segment that can be sampled. The contents of other rows are undefined."""
+
+
+class FrameSource(Protocol):
+    """Reads the frames of one stream of a batch."""
+
+    def take(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Copy the frames of rows int64 (B, W) into `out`, uint8 (B, W, C*H*W), contiguous.
+
+        Raise SegmentNotFoundError, SegmentCorruptError or SegmentUnreadableError if a segment was
+        removed, is damaged, or cannot be read now; see `ReplayCache.take_damaged`.
+        """
 
 
 def _read_checked(segment: Segment, spec: EpisodeSpec) -> dict[str, NDArray[Any]]:
@@ -91,16 +205,17 @@ def _unusable(segment: Segment, what: str) -> SegmentCorruptError:
     )
 
 
-Item = TypeVar("Item")
+Result = tuple[Key, LoadedSegment | Exception]
+"""A segment and its record, or why it is refused."""
 
 
-class BackgroundDecoder(Generic[Item]):
+class BackgroundDecoder:
     """Runs a generator in a thread and collects what it yields."""
 
-    def __init__(self, work: Generator[Item | None, None, None]) -> None:
+    def __init__(self, work: Generator[Result | None, None, None]) -> None:
         """Start the thread; `work` yields results, or None wherever it may be stopped."""
         self._work = work
-        self._results: list[Item] = []
+        self._results: list[Result] = []
         self._error: BaseException | None = None
         self._is_over = False
         self._is_stopped = False
@@ -113,7 +228,7 @@ class BackgroundDecoder(Generic[Item]):
         """Whether `take` has something to return or raise, the end of the work included."""
         return bool(self._results) or self._is_over
 
-    def take(self) -> tuple[list[Item], bool]:
+    def take(self) -> tuple[list[Result], bool]:
         """Return the new results, and whether they are the last ones; raise the work's error."""
         with self._changed:
             results, self._results = self._results, []
@@ -154,12 +269,11 @@ FILL_THREADS = 2
 WAIT_S = 0.1
 """Seconds between two checks for segments that another process is decoding."""
 
-Result = tuple[Key, LoadedSegment | Exception]
-"""A segment and its record, or why it is refused."""
-
 
 class ReplayCache:
-    """A `ReplayBackend` that decodes segments of one spec into memory-mapped arrays.
+    """The segments of a sampler, of one spec, decoded into memory-mapped arrays.
+
+    Each of their observations has a row, by which the arrays and `frames` are read.
 
     It reads only the streams of its spec, which may be some of those that the segments have. The
     arrays, by row: the frames of each stream, uint8 (C, H, W), and ``numbers`` float32
@@ -187,7 +301,7 @@ class ReplayCache:
         self.notice = ""
         """Why frames are not shared although they should be; empty if they are."""
         self._in_background = in_background
-        self._decoder: BackgroundDecoder[Result] | None = None
+        self._decoder: BackgroundDecoder | None = None
         self._streams = {stream: frames_array(spec, stream) for stream in spec.images}
         self._labels, self._action_repeat = labels, action_repeat
         types = row_types(spec, frames=frames, labels=labels)
@@ -212,7 +326,7 @@ class ReplayCache:
 
     @property
     def frames(self) -> Mapping[str, FrameSource]:
-        """Read the frames of each stream until the next change; empty if there are none."""
+        """Read the frames of each stream, until the next change; empty if there are none."""
         arrays = self.arrays()
         return {
             stream: MappedFrames(arrays[name])
@@ -222,12 +336,12 @@ class ReplayCache:
 
     @property
     def is_loading(self) -> bool:
-        """Whether a background thread is loading segments."""
+        """Whether a background thread is loading segments; `follow` must not be called then."""
         return self._decoder is not None
 
     @property
     def has_loaded(self) -> bool:
-        """Whether `take_loaded` has something to return."""
+        """Whether `take_loaded` has something to return; only True while `is_loading`."""
         return self._decoder is not None and self._decoder.has_results
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
@@ -239,13 +353,16 @@ class ReplayCache:
         return int(self._rows[key].start)
 
     def frame_array(self, stream: str | None = None) -> FrameArray | None:
-        """Return all decoded frames of a stream."""
+        """Return all decoded frames of a stream; None if they are not in memory."""
         placed = {key: self._rows[key] for key in self.segments}
         name = frames_array(self.spec, stream) if self.spec.images else ""
         return FrameArray(frames=self.arrays().get(name), placed=placed)
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
-        """See `ReplayBackend`."""
+        """Load the wanted segments and drop all others, or start to do so in the background.
+
+        Raise StorageError if the disk is full; segments that were loaded and are wanted still are.
+        """
         removed, new = self._make_room(wanted)
         if self._in_background:
             if new:
@@ -274,7 +391,7 @@ class ReplayCache:
         self._decoder.wait()
 
     def take_loaded(self) -> Changes:
-        """Return what the background thread has loaded since the last call."""
+        """Return what the background thread has loaded; raise StorageError if the disk is full."""
         assert self._decoder is not None
         results, is_over = self._decoder.take()
         if is_over:
@@ -283,7 +400,10 @@ class ReplayCache:
         return self._add(results, 0)
 
     def take_damaged(self) -> Mapping[Key, Exception]:
-        """Return none: all frames were checked when they were decoded."""
+        """Return the segments that `frames` failed to read since the last call, with reasons.
+
+        None did: all frames were checked when they were decoded.
+        """
         return {}
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Protocol, Self
 
 import numpy as np
@@ -45,8 +45,9 @@ class DecodePool:
         try:
             work(0, 0, cuts[1])
         finally:
-            for job in jobs:
-                job.result()
+            wait(jobs)  # also if one has failed: the others still write to the batch
+        for job in jobs:
+            job.result()
 
     def close(self) -> None:
         """Stop the threads; safe to call twice."""

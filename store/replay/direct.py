@@ -23,7 +23,9 @@ from avtd3.store.errors import (
 )
 from avtd3.store.files import retry
 from avtd3.store.format.arrays import FrameShard
-from avtd3.store.format.batch_decode import (
+from avtd3.store.format.codec import ChainKind, decode
+from avtd3.store.format.manifest import corrupt, read_error
+from avtd3.store.format.shard import (
     SLACK_BYTES,
     PackedChunks,
     decode_blocks,
@@ -31,12 +33,10 @@ from avtd3.store.format.batch_decode import (
     find_blocks,
     room_bytes,
 )
-from avtd3.store.format.codec import ChainKind, decode
-from avtd3.store.format.manifest import corrupt, read_error
-from avtd3.store.replay.backend import Changes, Key, Progress
-from avtd3.store.replay.cache import ReplayCache
+from avtd3.store.replay.cache import Changes, Progress, ReplayCache
 from avtd3.store.replay.chunks import ChunkDecoder, ChunkPlan, ChunkTable, DecodePool
 from avtd3.store.replay.native import open_decoder
+from avtd3.store.replay.scratch import Key
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 
@@ -99,7 +99,7 @@ _KINDS: tuple[ChainKind, ...] = ("raw", "blosc")
 
 
 class JoinedDecoder:
-    """A `ChunkDecoder` of chunks of one frame, raw or LZ4; see `avtd3.store.format.batch_decode`.
+    """A `ChunkDecoder` of chunks of one frame, raw or LZ4; see `avtd3.store.format.shard`.
 
     It reads chunks while holding the GIL, and decodes them in all threads without it.
     """
@@ -314,7 +314,7 @@ def _read_ahead(plan: ChunkPlan, descriptors: NDArray[np.int32]) -> None:
 
 
 class DirectReplay(ReplayCache):
-    """A `ReplayBackend` that caches only the numbers, and decodes frames for each batch."""
+    """A `ReplayCache` that caches only the numbers, and decodes frames for each batch."""
 
     def __init__(
         self, spec: EpisodeSpec, scratch: Path, *, labels: bool = False, action_repeat: int = 1
@@ -331,14 +331,14 @@ class DirectReplay(ReplayCache):
 
     @property
     def frames(self) -> Mapping[str, DirectFrames]:
-        """See `ReplayBackend`."""
+        """See `ReplayCache`."""
         return self._direct_frames
 
     def frame_array(self, stream: str | None = None) -> None:
         """Return None: no frames are in memory."""
 
     def follow(self, wanted: Mapping[Key, Segment], on_progress: Progress | None = None) -> Changes:
-        """See `ReplayBackend`."""
+        """See `ReplayCache`."""
         refused = self._open_new(wanted)
         good = {key: segment for key, segment in wanted.items() if key not in refused}
         try:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from avtd3.store.errors import CheckpointError
 from avtd3.store.filters import NO_POLICY
 from avtd3.store.format.layout import MAX_STEPS
-from avtd3.store.replay.backend import Key, ReplayBackend
+from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.replay.config import PriorityConfig, ReplayConfig
 from avtd3.store.replay.eligibility import Eligibility
+from avtd3.store.replay.scratch import Key
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ class TransitionIndex:
     """float32 (E,), 1 where the steps are marked for imitation, else 0; None if all are."""
 
     @classmethod
-    def of(cls, backend: ReplayBackend, eligibility: Eligibility, action_repeat: int = 1) -> Self:
+    def of(cls, backend: ReplayCache, eligibility: Eligibility, action_repeat: int = 1) -> Self:
         """Number the transitions that a backend holds and that may be sampled."""
         loaded = {key: found for key, found in backend.segments.items() if eligibility.knows(key)}
         keys = tuple(sorted(loaded, key=lambda key: (key[0], loaded[key].content, key)))

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from avtd3.store.episode_table import EpisodeTable
 from avtd3.store.errors import SegmentCorruptError
 from avtd3.store.filters import NO_POLICY, parse_filter
-from avtd3.store.replay.backend import Key
 from avtd3.store.replay.config import ReplayConfig
+from avtd3.store.replay.scratch import Key
 from avtd3.store.segment import Segment
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.errors import SpecError
-from avtd3.store.replay.backend import FrameSource
+from avtd3.store.replay.cache import FrameSource
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.draws import EpisodeRows
 from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.format.arrays import FrameShard
-from avtd3.store.format.batch_decode import SLACK_BYTES
+from avtd3.store.format.shard import SLACK_BYTES
 from avtd3.store.replay.chunks import ChunkPlan, DecodePool
 
 CFunction = Callable[..., int]

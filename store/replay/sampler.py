@@ -3,7 +3,7 @@
 A sampler combines four parts:
 
 * `SegmentTracker`: which segments the datasets have, and which of them are wanted.
-* `ReplayBackend`: where frames come from, `ReplayCache` or `DirectReplay`; see `choose_mode`.
+* `ReplayCache`, or its subclass `DirectReplay`: where frames come from; see `choose_mode`.
 * `TransitionIndex`: which transitions may be sampled, and their numbers.
 * `Draws` or `Priorities`: which numbers make the next batch.
 
@@ -28,23 +28,21 @@ from numpy.typing import NDArray
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode import Episode, SegmentReader
 from avtd3.store.errors import (
+    SEGMENT_ERRORS,
     ConfigError,
     NoSegmentsError,
     SegmentCorruptError,
     SegmentNotFoundError,
-    SegmentUnreadableError,
     install_command,
 )
 from avtd3.store.filters import NO_POLICY
-from avtd3.store.replay.backend import (
+from avtd3.store.replay.cache import (
     EpisodeSummary,
     FrameArray,
-    Key,
     LoadedSegment,
     Progress,
-    ReplayBackend,
+    ReplayCache,
 )
-from avtd3.store.replay.cache import ReplayCache
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.direct import DirectReplay
 from avtd3.store.replay.draws import (
@@ -62,7 +60,7 @@ from avtd3.store.replay.gather import (
     frame_buffers,
 )
 from avtd3.store.replay.native import native_problem
-from avtd3.store.replay.scratch import GIB, row_bytes
+from avtd3.store.replay.scratch import GIB, Key, row_bytes
 from avtd3.store.replay.shared import FRAMES, directory_name
 from avtd3.store.replay.tracker import RefreshReport, RefusedSegment, SegmentTracker
 from avtd3.store.segment import Segment
@@ -148,7 +146,7 @@ def _shared_bytes(directory: Path, spec: EpisodeSpec) -> int:
 
 def _open_backend(
     mode: ReplayMode, spec: EpisodeSpec, scratch: Path, config: ReplayConfig
-) -> tuple[ReplayBackend, ReplayMode]:
+) -> tuple[ReplayCache, ReplayMode]:
     """Return an empty backend, and the mode with what people should know about it."""
     labels, repeat = config.imitate_expert, config.action_repeat
     if mode.mode == "direct":
@@ -167,9 +165,6 @@ def _open_backend(
 
 TAKE_S = 0.5
 """Minimum seconds between two updates of the index while segments are loaded in the background."""
-
-_BAD = (SegmentCorruptError, SegmentNotFoundError, SegmentUnreadableError)
-"""Errors of a segment that turns out to be damaged, removed or unreadable when it is sampled."""
 
 
 class Sampler:
@@ -295,7 +290,7 @@ class Sampler:
                     raise self._tracker.empty_error()
                 try:
                     batch = self._next().gather()
-                except _BAD:
+                except SEGMENT_ERRORS:
                     self._refuse_damaged()
                     continue
                 self._sampled += 1
@@ -337,7 +332,7 @@ class Sampler:
                 block, number = self._sequence_draws.next()
                 try:
                     return self._sequences.batch(block[number, self._own_sequences])
-                except _BAD:
+                except SEGMENT_ERRORS:
                     self._refuse_damaged()
             if not self.steps:
                 raise self._tracker.empty_error()
@@ -480,8 +475,8 @@ class Sampler:
 
     @property
     def steps_by_collector(self) -> Mapping[str, int]:
-        """The published steps by the name of the collector in the segments' names."""
-        return self._tracker.published
+        """The published steps so far by the name of the collector in the segments' names."""
+        return dict(self._tracker.published)
 
     def segments_of(self, number: int) -> set[str]:
         """Return the names of the segments of a dataset that are sampled, or being loaded."""

@@ -22,9 +22,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from avtd3.store.errors import StorageError, advice
 from avtd3.store.format.layout import frames_array
-from avtd3.store.replay.backend import Key
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
+
+Key = tuple[int, str]
+"""Identifies a segment in a sampler: index of its dataset, segment id."""
 
 GIB = 1 << 30
 
@@ -108,6 +110,16 @@ class ScratchArrays:
         self._arrays, self._mapped_rows = arrays, rows
 
 
+def gaps(ranges: Iterable[tuple[int, int]], end: int) -> list[tuple[int, int]]:
+    """Return the ranges of rows below `end` that are in none of some disjoint ranges, in order."""
+    found, free = [], 0
+    for start, stop in sorted(ranges):
+        if start > free:
+            found.append((free, start))
+        free = stop
+    return [*found, (free, end)] if free < end else found
+
+
 class RowRanges:
     """Assigns contiguous, disjoint ranges of rows to owners.
 
@@ -119,7 +131,6 @@ class RowRanges:
         self.end = 0
         self.used = 0
         self._ranges: dict[Any, tuple[int, int]] = {}
-        self._gaps: list[tuple[int, int]] = []
 
     def __getitem__(self, owner: object) -> slice:
         return slice(*self._ranges[owner])
@@ -127,17 +138,15 @@ class RowRanges:
     def place(self, owner: object, rows: int) -> list[tuple[slice, slice]]:
         """Assign rows to `owner`; return moves ``(from, to)`` to make first, in this order."""
         moves: list[tuple[slice, slice]] = []
-        gap = next((gap for gap in self._gaps if gap[1] - gap[0] >= rows), None)
-        if gap is None and self.end - self.used >= max(rows, self.used // 8):
-            moves = self._pack()
-        if gap is None:
-            gap = (self.end, self.end + rows)
-            self.end += rows
-        else:
-            self._gaps.remove(gap)
-            if gap[1] - gap[0] > rows:
-                self._gaps.append((gap[0] + rows, gap[1]))
-        self._ranges[owner] = (gap[0], gap[0] + rows)
+        start = None
+        if self.end > self.used:
+            free = gaps(self._ranges.values(), self.end)
+            start = next((low for low, high in free if high - low >= rows), None)
+            if start is None and self.end - self.used >= max(rows, self.used // 8):
+                moves = self._pack()
+        start = self.end if start is None else start
+        self._ranges[owner] = (start, start + rows)
+        self.end = max(self.end, start + rows)
         self.used += rows
         return moves
 
@@ -145,14 +154,8 @@ class RowRanges:
         """Release the range of `owner`."""
         start, stop = self._ranges.pop(owner)
         self.used -= stop - start
-        merged: list[tuple[int, int]] = []
-        for low, high in sorted([*self._gaps, (start, stop)]):
-            if merged and merged[-1][1] == low:
-                low = merged.pop()[0]
-            merged.append((low, high))
-        if merged[-1][1] == self.end:
-            self.end = merged.pop()[0]
-        self._gaps = merged
+        if stop == self.end:
+            self.end = max((end for _, end in self._ranges.values()), default=0)
 
     def _pack(self) -> list[tuple[slice, slice]]:
         moves, free = [], 0
@@ -161,7 +164,7 @@ class RowRanges:
             if new[0] != start:
                 moves.append((slice(start, stop), slice(*new)))
             self._ranges[owner], free = new, new[1]
-        self.end, self._gaps = free, []
+        self.end = free
         return moves
 
 

@@ -28,13 +28,14 @@ from numpy.typing import NDArray
 
 from avtd3.store.errors import StorageError, advice
 from avtd3.store.files import sha256
-from avtd3.store.replay.backend import Key
 from avtd3.store.replay.scratch import (
+    Key,
     RowType,
     ScratchArrays,
     allocate,
     check_room,
     full_disk_errors,
+    gaps,
     write_rows,
 )
 from avtd3.store.segment import Segment
@@ -317,15 +318,15 @@ class SharedIndex:
         """Want segments, and assign the given number of rows to those that have none."""
         for content in self._placed.keys() & wanted.keys():
             self._placed[content].users.add(lease)
-        gaps = self._gaps()
+        free = self._gaps()
         for content, rows in wanted.items():
             if content in self._placed:
                 continue
-            while (gap := next((g for g in gaps if g[1] - g[0] >= rows), None)) is None:
+            while (gap := next((g for g in free if g[1] - g[0] >= rows), None)) is None:
                 if not self._evict():
                     break
-                gaps = self._gaps()
-            start = self._take(gap, gaps, rows)
+                free = self._gaps()
+            start = self._take(gap, free, rows)
             self._placed[content] = Placed(start=start, stop=start + rows, users={lease})
 
     def take_over(self, lease: str, content: str) -> bool:
@@ -342,25 +343,19 @@ class SharedIndex:
             at = self._placed[content]
             at.is_ready, at.decoder = True, ""
 
-    def _take(self, gap: tuple[int, int] | None, gaps: list[tuple[int, int]], rows: int) -> int:
+    def _take(self, gap: tuple[int, int] | None, free: list[tuple[int, int]], rows: int) -> int:
         """Take rows from a gap, or from the end and beyond; return the first one."""
         if gap is None:
             # Extend a gap at the end instead of leaving it behind.
-            start = gaps.pop()[0] if gaps and gaps[-1][1] == self.rows else self.rows
+            start = free.pop()[0] if free and free[-1][1] == self.rows else self.rows
             self.rows = start + rows
             return start
-        number = gaps.index(gap)
-        gaps[number : number + 1] = [(gap[0] + rows, gap[1])] if gap[1] - gap[0] > rows else []
+        number = free.index(gap)
+        free[number : number + 1] = [(gap[0] + rows, gap[1])] if gap[1] - gap[0] > rows else []
         return gap[0]
 
     def _gaps(self) -> list[tuple[int, int]]:
-        """Return the ranges of rows that belong to no segment, in order."""
-        gaps, free = [], 0
-        for at in sorted(self._placed.values(), key=lambda at: at.start):
-            if at.start > free:
-                gaps.append((free, at.start))
-            free = at.stop
-        return [*gaps, (free, self.rows)] if free < self.rows else gaps
+        return gaps(((at.start, at.stop) for at in self._placed.values()), self.rows)
 
     def _evict(self) -> bool:
         """Drop the oldest segment that no process wants; return False if there is none."""

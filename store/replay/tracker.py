@@ -18,9 +18,10 @@ from avtd3.store.errors import (
     SpecError,
 )
 from avtd3.store.replaced import unseen_episodes
-from avtd3.store.replay.backend import EpisodeSummary, Key, LoadedSegment
+from avtd3.store.replay.cache import EpisodeSummary, LoadedSegment
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.eligibility import Eligibility
+from avtd3.store.replay.scratch import Key
 from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.status import collector_of

@@ -14,7 +14,7 @@ from avtd3.store.exchange.importing import import_episodes
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.prune import PruneConfig, prune
 from avtd3.store.maintenance.relabel import relabel
-from avtd3.store.render.audit_page import audit_page, choose_episodes
+from avtd3.store.render.audit_view import audit_page, choose_episodes
 from avtd3.store.writer import WriterConfig
 
 STREAMS = {

@@ -20,7 +20,8 @@ from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, DatasetError
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maps import stored_maps
+from avtd3.store.segment import Segment
+from avtd3.store.world_record import stored_maps
 from avtd3.store.writer import WriterConfig
 
 pytestmark = pytest.mark.usefixtures("maps_without_own_process")
@@ -149,6 +150,23 @@ def test_a_map_that_cannot_be_read_concerns_its_segments_alone(copied, tmp_path,
     assert len(report.problems) == len(needing) > 0
     assert all(damage in problem and path.name in problem for problem in report.problems)
     assert report.segments == len(Dataset.open(copied).segment_ids()) - len(needing)
+
+
+def test_a_car_that_is_nowhere_near_is_a_problem_of_its_segment(copied, monkeypatch):
+    first, *others = Dataset.open(copied).segment_ids()
+    original = Segment.world_records
+
+    def far(segment):
+        records = original(segment)
+        if segment.id == first:
+            records[0] = dataclasses.replace(records[0], ego=records[0].ego + 1e300)
+        return records
+
+    monkeypatch.setattr(Segment, "world_records", far)
+    report = check_pictures(copied)
+    (problem,) = report.problems
+    assert f"segment {first}, episode 0 has a car more than 1e+09 m away" in problem
+    assert (report.segments, report.differing) == (len(others), 0)
 
 
 def test_a_dataset_without_states_is_one_clear_error(tmp_path):

@@ -5,7 +5,7 @@ from avtd3.collect.driving.reward import REWARD_TERMS
 from avtd3.collect.driving.task import ObservationConfig
 from avtd3.collect.environment import SUCCESS_REASON
 from avtd3.learn.evaluation import END_REASONS, TERM_SHARES, VECTOR_COLUMNS, EpisodeMetrics
-from avtd3.store.replay.backend import EpisodeSummary
+from avtd3.store.replay.cache import EpisodeSummary
 from avtd3.store.spec import EpisodeSpec
 
 SPEC = EpisodeSpec(

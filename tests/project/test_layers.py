@@ -60,7 +60,7 @@ SINGLE_IMPORTERS = {
     "store.exchange.lerobot": OPTIONAL,
     "store.maintenance.compact": WORK,
     "store.maintenance.prune": WORK,
-    "store.render.audit_page": WORK,
+    "store.render.audit_view": WORK,
     "store.render.status_view": WORK,
     "store.replay.direct": TOPIC,
 }

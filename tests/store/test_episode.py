@@ -66,6 +66,13 @@ def test_a_copy_through_a_writer_is_the_same(dataset, tmp_path):
     assert_holds(copy, EPISODES)
 
 
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (0, 7), (5, 4)])
+def test_frames_outside_an_episode_are_not_those_of_its_neighbours(dataset, start, stop):
+    episode = next(dataset.episodes())  # of 6 observations
+    with pytest.raises(SpecError, match=rf"frames {start}:{stop} are outside 0:6"):
+        episode.read_frames(start, stop)
+
+
 @pytest.mark.parametrize("stack", [1, 2, 6])
 def test_stacks_are_those_of_a_frame_stack(dataset, stack):
     episode = next(dataset.episodes())

@@ -153,6 +153,11 @@ def test_relabelling_keeps_them(dataset, tmp_path):
         ([event(0, kind="")], "kind must have 1 to 512 characters"),
         ([event(0, subject="x" * 513)], "kind must have 1 to 512 characters"),
         ([event(0)] * 33, "33 events in 3 steps"),
+        ([event(0.5)], "of step 0.5, expected 0 to 2"),
+        ([event("0")], "of step '0', expected 0 to 2"),
+        ([event(0, x_m="10")], "not finite"),
+        ([event(0, kind=5)], "kind must have 1 to 512 characters"),
+        ([event(0, subject=None)], "kind must have 1 to 512 characters"),
     ],
 )
 def test_the_writer_refuses_events_that_no_episode_has(events, message):

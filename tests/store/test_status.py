@@ -166,6 +166,9 @@ BAD = {
     "huge number": b'{"role": "collector", "name": "car", "rate": 1' + b"0" * 400 + b"}",
     "negative": b'{"role": "collector", "name": "car", "steps": -5}',
     "nested acknowledgement": b'{"role": "learner", "name": "a", "acknowledged": {"a": {}}}',
+    "no number of the heartbeat": b'{"role": "collector", "name": "car", "sequence": null}',
+    "no process id": b'{"role": "collector", "name": "car", "pid": null}',
+    "no time": b'{"role": "collector", "name": "car", "quiet_s": null}',
     "the id of another": b'{"role": "collector", "name": "car", "id": "collector-other"}',
     "too large": b" " * (MAX_BYTES + 1),
 }

@@ -12,7 +12,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SpecError
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.render.audit_page import audit_page, choose_episodes
+from avtd3.store.render.audit_view import audit_page, choose_episodes
 from avtd3.store.render.episode_view import write_episode_gif, write_episode_sheet
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import FrameStack, Observation

@@ -15,11 +15,11 @@ from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SpecError
 from avtd3.store.files import sha256
+from avtd3.store.format.manifest import Limits
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.relabel import relabel
-from avtd3.store.maps import map_path, read_map
 from avtd3.store.replaced import episode_digests
-from avtd3.store.world_record import WorldRecord, record_columns
+from avtd3.store.world_record import WorldRecord, map_path, read_map, record_columns
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.maintenance.datasets import SPEC, fill, identity
 from avtd3.tests.store.segments import feed, make_episode, make_record
@@ -158,11 +158,24 @@ def test_a_flipped_bit_is_found(tmp_path, name):
         data = file.read_bytes() if file.is_file() else b""
         for place in range(0, len(data), 1 + len(data) // 8):
             file.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
-            with pytest.raises(SegmentCorruptError):
+            with pytest.raises(SegmentCorruptError) as error:
                 dataset.snapshot().segments[0].world_records()
+            assert str(error.value).count("copy it again from its source") == 1
         if data:
             file.write_bytes(data)
     assert dataset.snapshot().segments[0].world_records() is not None
+
+
+def test_what_a_segment_claims_of_its_states_is_limited(tmp_path):
+    dataset = written(tmp_path / "data", [make_record(4)], [4])
+    (segment,) = dataset.snapshot().segments
+    limits = Limits(max_raw_bytes=segment.raw_bytes)
+    segment = dataset.open_segment(segment.id, limits=limits)
+    segment.check_files()
+    object.__setattr__(limits, "max_raw_bytes", 10)
+    for read in (segment.world_records, segment.map_digests):
+        with pytest.raises(SegmentCorruptError, match="bytes in memory, expected at most 10"):
+            read()
 
 
 def test_states_that_do_not_fit_their_episodes_are_refused(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
+from avtd3.store.episode_table import stored_attributes
 from avtd3.store.errors import ConfigError, SegmentCorruptError, SpecError, StorageError
 from avtd3.store.format.codec import FrameCodec
 from avtd3.store.spec import EpisodeSpec
@@ -564,6 +565,18 @@ def test_an_attribute_is_a_text_or_a_number_in_all_episodes(tmp_path):
     with pytest.raises(SpecError, match="lap is 'one', expected a number as in an earlier"):
         writer.begin(seen(), lap="one")
     writer.begin(seen(), lap=2.5)
+
+
+def test_arrays_named_as_reserved_attributes_are_ignored():
+    class Files:
+        def names(self):
+            return [f"attribute_{name}" for name in ("lap", "seed", "length", "town", "9")]
+
+        def dtype(self, array, allowed):
+            return "int64"
+
+    files: Any = Files()
+    assert list(stored_attributes(files, episodes=2)) == ["attribute_lap"]
 
 
 def test_a_damaged_attribute_is_noticed(tmp_path):

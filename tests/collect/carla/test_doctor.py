@@ -110,6 +110,7 @@ def test_an_absent_server_is_reported_with_what_to_start(tmp_path):
         slow({"exit_after_ticks": 10}, False, "steps", "did not advance by a step"),
         slow({"hang_after_ticks": 30}, False, "camera", "did not advance by a step"),
         ({"camera_stops_after_frames": 0}, True, "camera", "its camera sent no"),
+        ({"refuse_settings_after": 1}, True, "cleanup", "the settings could not be restored"),
         slow({"refuse_spawns": 99}, True, "camera", "spawn the car"),
     ],
 )

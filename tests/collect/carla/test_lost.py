@@ -128,7 +128,7 @@ def test_a_client_that_is_blocked_is_killed_after_the_timeout(server):
     changes = {"timeout_s": 2.0, "sensor_timeout_s": 1.0, "step_timeout_s": 3.0}
     with world_on(server, **changes) as world:
         world.reset(LOOP, 2)
-        pid = world.child_pid
+        pid = world.client.pid
         os.kill(pid, signal.SIGSTOP)  # as silent as a lost wake-up inside the client
         lost = lose(world)
         assert lost.reason == "tick_timeout"
@@ -142,7 +142,7 @@ def test_a_client_that_is_blocked_is_killed_after_the_timeout(server):
 def test_a_client_that_crashes_is_reported_with_its_last_output(server, world):
     found = server.record()["settings"]
     world.reset(LOOP, 2)
-    os.kill(world.child_pid, signal.SIGSEGV)
+    os.kill(world.client.pid, signal.SIGSEGV)
     lost = lose(world)
     assert lost.reason == "client_crash"
     assert "crashed with signal 11" in str(lost)
@@ -160,7 +160,7 @@ def test_a_client_that_crashes_is_reported_with_its_last_output(server, world):
 def test_a_crash_while_loading_names_the_map(server, world):
     world.reset(LOOP, 2)
     server.fault(slow={"load_new_episode": 2.0})
-    pid = world.child_pid
+    pid = world.client.pid
     calls = server.record()["calls"].get("load_new_episode", 0)
 
     def crash():
@@ -206,7 +206,7 @@ def test_only_our_own_actors_are_removed(server, world):
     with other_car(server, 30.0, -1.75, 0.0):
         with world_on(server) as ours:
             ours.reset(LOOP, 4)
-            os.kill(ours.child_pid, signal.SIGKILL)
+            os.kill(ours.client.pid, signal.SIGKILL)
             lose(ours)
             ours.reset(LOOP, 4)
             assert len(ours.surroundings().others) == 1
@@ -227,7 +227,7 @@ class Server:
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
 world = CarlaWorld(settings(Server), Server.port)
 world.reset(LOOP, 2)
-print(json.dumps(world.child_pid), flush=True)
+print(json.dumps(world.client.pid), flush=True)
 while True:
     world.step(STRAIGHT_ON)
 """
@@ -236,7 +236,7 @@ while True:
 def test_a_server_that_a_crash_left_synchronous_is_found_and_restored(server, world):
     """Its snapshots are empty until a client ticks, and no other client does."""
     world.reset(LOOP, 2)
-    os.kill(world.child_pid, signal.SIGKILL)
+    os.kill(world.client.pid, signal.SIGKILL)
     assert server.record()["settings"][0] is True
     assert len(kinds(server)) == 4
     with world_on(server) as fresh:

@@ -187,11 +187,11 @@ def test_other_settings_between_episodes_with_traffic_do_not_crash_the_client(se
     """The traffic manager steps when settings are applied, with the last snapshot."""
     busy = dataclasses.replace(LOOP, npcs=5)
     world.reset(busy, 2)
-    pid = world.child_pid
+    pid = world.client.pid
     drive(world, 3)
     subprocess.run([sys.executable, "-c", OTHER_SETTINGS, str(server.port)], check=True)
     world.reset(busy, 4)
-    assert world.child_pid == pid
+    assert world.client.pid == pid
     assert server.record()["settings"][2] == [True, 0.05]
 
 
@@ -364,7 +364,7 @@ def test_walkers_walk_and_are_removed(carla_server):
 def test_two_runs_on_one_server_leave_each_others_cars_alone(carla_server):
     with world_on(carla_server) as first, world_on(carla_server) as second:
         first.reset(LOOP, 2)
-        pid = first.child_pid
+        pid = first.client.pid
         with pytest.raises(WorldLost, match=rf"is in use: process {pid} on ") as caught:
             second.reset(LOOP, 4)
         assert caught.value.reason == "server_busy"

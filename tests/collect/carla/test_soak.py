@@ -47,7 +47,7 @@ class ResourceMonitor:
         self.used, self.children = [], []
 
     def episode_over(self):
-        child = self._world.child_pid
+        child = self._world.client.pid
         pids = {"parent": os.getpid(), "child": child, "server": self._server.pid}
         self.used.append({name: Resources.of(pid) for name, pid in pids.items()})
         self.children.append(child)

@@ -179,9 +179,9 @@ def test_missing_maps_and_weathers_are_named_and_the_world_continues(server, wor
         world.reset(dataclasses.replace(LOOP, town="nowhere.xodr"), 2)
     with pytest.raises(ConfigError, match="weather is 'hail'"):
         world.reset(dataclasses.replace(LOOP, weather="hail"), 2)
-    pid = world.child_pid
+    pid = world.client.pid
     world.reset(LOOP, 2)
-    assert world.child_pid == pid
+    assert world.client.pid == pid
 
 
 def test_misuse_is_named(world):

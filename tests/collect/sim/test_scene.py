@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from avtd3.collect.maps.scenarios import scenario
+from avtd3.collect.sim.boxes import visible_boxes
 from avtd3.collect.sim.camera import Camera, CameraConfig
 from avtd3.collect.sim.scene import (
     Scene,
@@ -17,11 +18,9 @@ from avtd3.collect.sim.scene import (
     SceneRenderer,
     pose_steps,
 )
-from avtd3.collect.sim.streams import visible_boxes
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, SpecError
-from avtd3.store.maps import publish_map
-from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M
+from avtd3.store.world_record import ANGLE_STEPS_PER_RAD, POSITION_STEPS_PER_M, publish_map
 
 pytestmark = pytest.mark.usefixtures("maps_without_own_process")
 
@@ -151,6 +150,10 @@ def test_another_weather_is_the_same_for_the_same_seed(episode):
         ({"camera": {"wdth": 3}}, "camera has no 'wdth', expected one of: height, width"),
         ({"camera": {"width": 9.5}}, "camera.width is 9.5, expected a whole number"),
         ({"camera": {"width": 4}}, "camera.width"),
+        ({"camera": {"width": 10**400}}, "camera.width"),
+        ({"camera": {"noise": True}}, "camera.noise is True, expected 1.5 or the like"),
+        ({"camera": {"noise": None}}, "camera.noise is None, expected 1.5 or the like"),
+        ({"streams": {"front": {"kind": [1]}}}, "camera.kind is .*, expected 'gray' or the like"),
         ({"weather": "snow"}, "weather is 'snow'"),
     ],
 )
@@ -173,6 +176,13 @@ def test_changes_that_are_impossible_are_refused(changes, message):
         ("pixel_m", "0.1"),
         ("actors", [[1.0]]),
         ("actors", [["a", 1, 1, 1]]),
+        ("actors", [[math.inf, 1, 1, 1]]),
+        ("actors", [[10**400, 1, 1, 1]]),
+        ("weather", {"name": "clear", "light": 1e300}),
+        ("random", {"state": "-1", "inc": "1", "has_uint32": 0, "uinteger": 0}),
+        ("random", {"state": "1", "inc": "1", "has_uint32": 0, "uinteger": 10**400}),
+        ("camera", {"height_m": 1e308}),
+        ("camera", {"height": 10**400}),
     ],
 )
 def test_a_setup_that_cannot_be_drawn_is_one_error(episode, key, value):

@@ -8,7 +8,7 @@ from avtd3.collect.maps.scenarios import scenario
 from avtd3.collect.plan import GROUP
 from avtd3.collect.sim.camera import CameraConfig
 from avtd3.collect.sim.traffic import DECIDE_EVERY
-from avtd3.collect.sim.world import RoadConfig, RoadWorld
+from avtd3.collect.sim.world import BareRoad, RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError, RoadError, WorldError
 from avtd3.tests.collect.maps.road_networks import straight_document
 
@@ -99,7 +99,7 @@ def test_odd_seeds_drive_on_networks_that_even_seeds_never_see(world):
 
 def test_towns_are_named_after_kind_and_number(world):
     assert world.reset(scenario(2, npcs=0, network_kinds=("loop",)), 0).town == "loop-000000"
-    assert world.network.name == "loop-000000"
+    assert world._map.network.name == "loop-000000"
 
 
 def test_vehicles_do_not_change_the_route_or_the_light(world):
@@ -142,7 +142,7 @@ def test_driving_against_the_lane_is_the_wrong_way(straight):
 def test_running_into_a_vehicle_is_a_collision_after_its_gap_has_closed(straight):
     world = RoadWorld(RoadConfig(start_speed_mps=0.0))
     world.reset(dataclasses.replace(straight, npcs=1), 0)
-    traffic, car = world.vehicles, world._vehicle
+    traffic, car = world._traffic, world._vehicle
     route = world._route
     (x, y), yaw = route.points[20].tolist(), float(route.yaw_rad[20])
     traffic.at = traffic._ats = np.full((DECIDE_EVERY, 1), complex(x, y))
@@ -171,9 +171,10 @@ def test_traffic_does_not_hit_a_car_that_stops_in_it(world):
 
 @pytest.mark.parametrize("action", [[np.nan, 0.0], [0.0, np.inf], [0.0], [0.0, 0.0, 0.0]])
 def test_impossible_actions_are_refused(world, action):
-    world.reset(EMPTY, 0)
-    with pytest.raises(WorldError, match="expected two finite numbers"):
-        world.step(np.array(action, np.float32))
+    for each in (world, BareRoad()):
+        each.reset(EMPTY, 0)
+        with pytest.raises(WorldError, match="expected two finite numbers"):
+            each.step(np.array(action, np.float32))
 
 
 def test_steps_and_networks_need_an_episode():
@@ -181,7 +182,7 @@ def test_steps_and_networks_need_an_episode():
     with pytest.raises(WorldError, match="reset"):
         world.step(COAST)
     with pytest.raises(WorldError, match="reset"):
-        world.network  # noqa: B018 - the property raises
+        world.surroundings()
     world.close()
     world.close()
 
@@ -211,9 +212,9 @@ def test_vehicles_without_room_are_noticed(straight):
     world = RoadWorld()
     world.reset(dataclasses.replace(straight, npcs=200), 0)
     assert "found no room" in world.notices[0]
-    assert 0 < world.vehicles.unplaced < 200
+    assert 0 < world._traffic.unplaced < 200
     others = world.surroundings().others
-    assert others.shape == (200 - world.vehicles.unplaced, 3)
+    assert others.shape == (200 - world._traffic.unplaced, 3)
 
 
 def test_rain_lengthens_the_way_to_a_stop():

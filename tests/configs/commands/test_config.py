@@ -1,5 +1,6 @@
 """`avtd3 config` on the command line."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -121,6 +122,9 @@ def test_differences_between_configurations_are_listed(run, tmp_path):
     assert run("diff", "defaults")[1] == "no differences\n"
     run_directory = tmp_path / "run"
     run_directory.mkdir()
+    run_directory.with_name("rally").mkdir()
+    with contextlib.chdir(tmp_path):
+        assert run("diff", "rally", "rally")[1] == "no differences\n"
     settings = dataclasses.asdict(LearnConfig(updates=77))
     (run_directory / "config.json").write_text(json.dumps({"learn": settings}))
     out = run("diff", str(run_directory))[1]

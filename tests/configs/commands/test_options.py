@@ -1,6 +1,7 @@
 """Values of options: amounts, weights, and the defaults that help texts state."""
 
 import contextlib
+import math
 import re
 
 import pytest
@@ -10,7 +11,12 @@ from hypothesis import strategies as st
 
 from avtd3.cli import make_app
 from avtd3.collect.driving.reward import REWARD_TERMS
-from avtd3.configs.commands.options import parse_bytes, parse_seconds, parse_weights
+from avtd3.configs.commands.options import (
+    parse_bytes,
+    parse_cameras,
+    parse_seconds,
+    parse_weights,
+)
 from avtd3.configs.load import load_section
 from avtd3.store.errors import ConfigError
 from avtd3.store.maintenance.relabel import Factor
@@ -103,6 +109,12 @@ def test_the_preset_of_route_completion_times_penalties_is_read_by_its_name():
     assert set(weights) == set(REWARD_TERMS)
     assert {each.term for each in factors} == {"efficiency/progress"}
     assert {each.where for each in factors} <= set(REWARD_TERMS)
+
+
+def test_a_setting_of_a_camera_is_a_whole_number_a_number_or_a_word():
+    texts = ["width=144,pitch_deg=-5", f"height={'9' * 5000}", "rgb=kind=rgb"]
+    settings = {"width": 144, "pitch_deg": -5.0, "height": math.inf}
+    assert parse_cameras(texts) == (settings, {"rgb": {"kind": "rgb"}})
 
 
 @pytest.mark.parametrize("text", ["a=", "a=b", "a=1,b", "a=1,,"])

@@ -51,6 +51,14 @@ def main_ok(*words):
     assert not stop.value.code
 
 
+@pytest.mark.parametrize("name", ["9" * 5000, f"segment:{'9' * 5000}"])
+def test_the_number_of_an_episode_has_few_digits(dataset, capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        main(["replay-inspect", str(dataset.path), "--episode", name])
+    assert stop.value.code == 2
+    assert "expected SEGMENT:NUMBER" in capsys.readouterr().err
+
+
 def test_a_page_is_written_beside_the_report(dataset, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["replay-inspect", str(dataset.path), "--html", str(tmp_path / "a.html"), "--json"])

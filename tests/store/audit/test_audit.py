@@ -30,7 +30,7 @@ from avtd3.store.files import sha256
 from avtd3.store.format.codec import FrameCodec, seal
 from avtd3.store.format.manifest import FileEntry, read_manifest
 from avtd3.store.format.shard import build_shard
-from avtd3.store.render.audit_text import audit_text
+from avtd3.store.render.audit_view import audit_text
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter

@@ -8,7 +8,7 @@ from scipy import stats
 
 from avtd3.store.audit.drift import drift_between, kolmogorov_smirnov, population_stability
 from avtd3.store.audit.statistics import Distribution, Summary
-from avtd3.store.render.audit_text import drift_text
+from avtd3.store.render.audit_view import drift_text
 
 
 def normal(shift, count=4000, seed=0):

@@ -17,7 +17,7 @@ def faults_of(*segments):
     for number, (dataset, digests, hashes) in enumerate(segments):
         name = f"s{number}"
         finder.add(dataset, name, np.array(digests, np.uint64), np.array(hashes, np.uint64))
-    return [(place, fault.check) for place, fault in finder.faults()]
+    return [((*place, fault.episode), fault.check) for place, fault in finder.faults()]
 
 
 def test_equal_digests_are_copies_of_the_first():

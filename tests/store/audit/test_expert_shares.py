@@ -7,8 +7,7 @@ import pytest
 
 from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
-from avtd3.store.render.audit_page import audit_page
-from avtd3.store.render.audit_text import audit_text
+from avtd3.store.render.audit_view import audit_page, audit_text
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation
 from avtd3.store.step_labels import StepLabels

@@ -12,8 +12,7 @@ import pytest
 from avtd3.cli import main
 from avtd3.store.audit.audit import AuditConfig, audit, quarantine_damaged
 from avtd3.store.maintenance.prune import PruneConfig, prune
-from avtd3.store.render.audit_page import audit_page, choose_episodes, write_audit_page
-from avtd3.store.render.audit_text import audit_text
+from avtd3.store.render.audit_view import audit_page, audit_text, choose_episodes, write_audit_page
 from avtd3.store.render.episode_view import document_of, find_episode
 from avtd3.store.render.text import markdown_table
 from avtd3.store.replay.config import ReplayConfig

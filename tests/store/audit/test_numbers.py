@@ -18,8 +18,7 @@ from avtd3.store.audit.segment_data import FrameFeatures, SegmentData
 from avtd3.store.audit.statistics import Bins, Distribution, Moments, Summary, near_zero, summarise
 from avtd3.store.dataset import Dataset
 from avtd3.store.render import plots, text
-from avtd3.store.render.audit_page import audit_page, choose_episodes
-from avtd3.store.render.audit_text import audit_text, drift_text
+from avtd3.store.render.audit_view import audit_page, audit_text, choose_episodes, drift_text
 from avtd3.store.render.episode_view import (
     Channel,
     Track,

@@ -136,6 +136,14 @@ def test_robomimic_with_and_without_next_observations(tmp_path):
         np.testing.assert_array_equal(episode.vectors[-1], episode.vectors[-2])
 
 
+def test_robomimic_may_write_zeros_before_numbers(tmp_path):
+    path = robomimic(tmp_path / "a.hdf5", next_obs=True)
+    with h5py.File(path, "a") as file:
+        file.move("data/demo_1", "data/demo_01")
+        file.create_group(f"data/demo_{'9' * 5000}")
+    assert import_episodes(path, tmp_path / "data", "hdf5").episodes == 3
+
+
 def test_several_cameras_of_robomimic_become_streams(tmp_path):
     cameras = ("agentview_image", "robot0_eye_in_hand_image")
     path = robomimic(tmp_path / "a.hdf5", next_obs=True, images=cameras)

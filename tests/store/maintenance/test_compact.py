@@ -19,7 +19,7 @@ from avtd3.store.maintenance import removal
 from avtd3.store.maintenance.compact import compact, merged_name
 from avtd3.store.maintenance.pins import Pin, write_pins
 from avtd3.store.maintenance.removal import MaintenanceProgress, exclusive
-from avtd3.store.render.audit_text import audit_text
+from avtd3.store.render.audit_view import audit_text
 from avtd3.store.replaced import ORIGIN, REPLACES, episode_digests, unseen_episodes
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler

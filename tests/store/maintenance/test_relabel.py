@@ -23,7 +23,7 @@ from avtd3.store.errors import (
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.relabel import Factor, relabel
 from avtd3.store.maintenance.removal import MaintenanceProgress
-from avtd3.store.render.audit_text import audit_text
+from avtd3.store.render.audit_view import audit_text
 from avtd3.store.replaced import RELABEL, REPLACES
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler

@@ -9,7 +9,7 @@ from PIL import Image
 
 from avtd3.store.audit.audit import audit
 from avtd3.store.audit.drift import drift_between
-from avtd3.store.render.audit_page import write_audit_page
+from avtd3.store.render.audit_view import write_audit_page
 from avtd3.tests.store.browsing import keyboard_faults, page_faults, views
 from avtd3.tests.store.segments import make_episode, make_spec, write_dataset
 

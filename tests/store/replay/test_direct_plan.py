@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.format.arrays import FrameShard
-from avtd3.store.format.batch_decode import extents
+from avtd3.store.format.shard import extents
 from avtd3.store.replay.chunks import ChunkTable
 
 SHARDS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(0, 3)), min_size=1)

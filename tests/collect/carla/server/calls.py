@@ -69,6 +69,8 @@ class Calls:
         return settings
 
     def set_episode_settings(self, settings):
+        if self._simulation.faults.is_due("refuse_settings_after"):
+            raise Refused("settings are refused")
         simulation = self._simulation
         simulation.settings = list(settings)
         simulation.delta_s = simulation.step_s

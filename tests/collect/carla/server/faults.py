@@ -51,6 +51,8 @@ class Faults:
     """Settings are returned as float32 numbers."""
     nan_snapshots: int = 0
     """Number of snapshots in which the cars of clients have no position."""
+    refuse_settings_after: int | None = None
+    """All settings after this many are refused, with an error."""
     refuse_loads: int = 0
     """Number of maps that are not loaded, with an error."""
     late_events_ticks: int = 0

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from avtd3.collect.carla.packing import pack, unpack
+from avtd3.collect.carla.client_process import pack, unpack
 from avtd3.collect.driving.world import VehicleState, WorldFrame
 
 NUMBERS = st.floats(allow_nan=False)  # including infinite ones, as the gap has without a vehicle

@@ -10,7 +10,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import DatasetError, SpecError
 from avtd3.store.files import DAY_S, sha256
 from avtd3.store.maintenance.prune import PruneConfig, prune, remove_unused_maps
-from avtd3.store.maps import map_path, publish_map, read_map, stored_maps
+from avtd3.store.world_record import map_path, publish_map, read_map, stored_maps
 from avtd3.tests.store.maintenance.datasets import fill, publish
 
 TEXT = "<OpenDRIVE name='ü'/>"

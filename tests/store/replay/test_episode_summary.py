@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from avtd3.store.replay.backend import EpisodeSummary
+from avtd3.store.replay.cache import EpisodeSummary
 from avtd3.tests.store.memory import World, make_spec
 
 

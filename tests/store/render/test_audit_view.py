@@ -11,7 +11,7 @@ from avtd3.store.audit.audit import audit
 from avtd3.store.audit.drift import Drift, drift_between
 from avtd3.store.audit.findings import CHECKS
 from avtd3.store.dataset import Dataset
-from avtd3.store.render.audit_page import (
+from avtd3.store.render.audit_view import (
     MAX_DRIFTS,
     MAX_EPISODES,
     MAX_OFFENDERS,

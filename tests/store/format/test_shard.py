@@ -1,6 +1,7 @@
 """Chunks decoded together are as each of them decoded by itself, whatever they hold."""
 
 import os
+import threading
 
 import numcodecs.blosc
 import numpy as np
@@ -9,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avtd3.store.format.arrays import FrameShard
-from avtd3.store.format.batch_decode import (
+from avtd3.store.format.codec import CRC_BYTES, ChainKind, FrameCodec, decode, seal
+from avtd3.store.format.shard import (
     PackedChunks,
     decode_blocks,
     extents,
     find_blocks,
     room_bytes,
 )
-from avtd3.store.format.codec import CRC_BYTES, ChainKind, FrameCodec, decode, seal
 from avtd3.store.replay.chunks import MOST_THREADS, ChunkTable, DecodePool
 from avtd3.store.replay.direct import JoinedDecoder
 
@@ -330,3 +331,21 @@ def test_a_decode_pool_does_everything_once_and_reports_errors():
             crew.share(3, lambda thread, *_, bad=bad: 1 // (thread - bad))
     crew.close()
     crew.close()
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_decode_pool_waits_for_all_threads_before_it_reports_an_error(bad):
+    pool, done, may_end = DecodePool(3), [], threading.Event()
+
+    def work(thread, low, high):
+        if thread == bad:
+            threading.Timer(0.05, may_end.set).start()
+            raise ValueError("damaged")
+        if thread == 2:
+            may_end.wait(60.0)
+            done.append(thread)
+
+    with pytest.raises(ValueError, match="damaged"):
+        pool.share(3, work)
+    assert done == [2]
+    pool.close()
