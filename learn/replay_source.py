@@ -44,21 +44,6 @@ OnWait = Callable[[str], None]
 
 
 def open_datasets(
-    paths: Sequence[Path], *, follow: bool, should_stop: Callable[[], bool], on_wait: OnWait
-) -> list[Dataset]:
-    """Open datasets; with `follow`, wait for missing ones; return none if stopped meanwhile."""
-    datasets: list[Dataset] = []
-    for path in paths:
-        while (dataset := _open(path, follow=follow)) is None:
-            if should_stop():
-                return []
-            on_wait(f"waiting for a collector to create {path}")
-            time.sleep(POLL_S)
-        datasets.append(dataset)
-    return datasets
-
-
-def open_in_step(
     ranks: Ranks,
     paths: Sequence[Path],
     *,
@@ -66,24 +51,28 @@ def open_in_step(
     should_stop: Callable[[], bool],
     on_wait: OnWait,
 ) -> list[Dataset]:
-    """Do what `open_datasets` does on all ranks: rank 0 waits for missing datasets."""
+    """Open datasets on all ranks; return none if stopped meanwhile.
+
+    With `follow`, rank 0 waits for missing ones, and the others wait for rank 0.
+    """
 
     def agree(order: Order) -> Order:
         return ranks.agree(Order.END if should_stop() else order)[0]
 
-    def must_end() -> bool:
-        return agree(Order.WAIT) is Order.END
-
-    if ranks.is_first:
-        opened = open_datasets(paths, follow=follow, should_stop=must_end, on_wait=on_wait)
-        if ranks.size == 1 or not opened:
-            return opened
-        return [] if agree(Order.REFRESH) is Order.END else opened
-    while (order := agree(Order.UPDATE)) is Order.WAIT:
-        pass
-    if order is Order.END:
+    while not ranks.is_first and (order := agree(Order.UPDATE)) is not Order.REFRESH:
+        if order is Order.END:
+            return []
+    datasets: list[Dataset] = []
+    for path in paths:
+        while (dataset := _open(path, follow=follow)) is None:
+            if ranks.is_first and agree(Order.WAIT) is Order.END:
+                return []
+            on_wait(f"waiting for a collector to create {path}")
+            time.sleep(POLL_S)
+        datasets.append(dataset)
+    if ranks.is_first and ranks.size > 1 and agree(Order.REFRESH) is Order.END:
         return []
-    return open_datasets(paths, follow=follow, should_stop=lambda: False, on_wait=on_wait)
+    return datasets
 
 
 def _open(path: Path, *, follow: bool) -> Dataset | None:

@@ -60,7 +60,7 @@ from avtd3.learn.replay_source import (
     ReplaySource,
     RunCopies,
     check_pace,
-    open_in_step,
+    open_datasets,
     scratch_directory,
 )
 from avtd3.learn.report import LearnProgress, LearnReport
@@ -200,7 +200,7 @@ def train(
             ) as are_ready,
         ):
             report = LearnReport(run=str(run), policies=str(directory), stopped=True)
-            opened = are_ready and open_in_step(
+            opened = are_ready and open_datasets(
                 ranks, paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
             )
             if opened:

@@ -139,16 +139,14 @@ class AlertLog:
         counts = self.levels | self.guards
         return {f"alerts/{name}": float(count) for name, count in counts.items()}
 
-    def state(self) -> "AlertState":
+    def state(self) -> AlertState:
         """Return the counts, for a checkpoint."""
+        said, unsaid = dict(self._reported), dict(self._unreported)
         return AlertState(
-            levels=dict(self.levels),
-            guards=dict(self.guards),
-            said=dict(self._reported),
-            unsaid=dict(self._unreported),
+            levels=dict(self.levels), guards=dict(self.guards), said=said, unsaid=unsaid
         )
 
-    def restore(self, state: "AlertState") -> None:
+    def restore(self, state: AlertState) -> None:
         """Continue from what `state` returned; new guards start at 0, unknown ones are dropped."""
         self.levels |= {name: count for name, count in state.levels.items() if name in LEVELS}
         self.guards = {name: state.guards.get(name, 0) for name in GUARDS}
