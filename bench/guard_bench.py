@@ -26,14 +26,9 @@ from avtd3.store.spec import EpisodeSpec, ImageSpec
 
 CPU = torch.device("cpu")
 SPEC = EpisodeSpec(
-    image=ImageSpec(height=84, width=84, stack=4),
+    image=ImageSpec(),
     vector_names=tuple(f"v{i}" for i in range(23)),
-    vector_scales=(1.0,) * 23,
     action_names=("steer", "pedal"),
-    action_low=(-1.0, -1.0),
-    action_high=(1.0, 1.0),
-    reward_terms=(),
-    control_period_s=0.05,
 )
 
 

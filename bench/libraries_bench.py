@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from dependencies import size_mb
+
 IMPORTS = (
     "pydantic.type_adapter",
     "numpy",
@@ -37,7 +39,7 @@ def main() -> None:
         if importlib.util.find_spec(name.split(",")[0].split(".")[0]):
             print(f"import {name}: {import_seconds(name):.2f} s")
     for package in PACKAGES:
-        print(f"size of {package}: {size_mb(package)}")
+        print(f"size of {package}: {size_of(package)}")
     configurations()
     statistics_of_scipy()
     with tempfile.TemporaryDirectory(prefix="avtd3-libraries-bench-") as folder:
@@ -57,14 +59,12 @@ def import_seconds(names: str, repeats: int = 5) -> float:
     return median(f"import {names}") - median("pass")
 
 
-def size_mb(package: str) -> str:
-    """Return the size of the installed files of a package."""
+def size_of(package: str) -> str:
+    """Return the size of the installed files of a package as text."""
     try:
-        files = importlib.metadata.files(package) or []
+        return f"{size_mb(importlib.metadata.distribution(package)):.0f} MB"
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-    paths = [Path(str(file.locate())) for file in files]
-    return f"{sum(path.stat().st_size for path in paths if path.is_file()) / 1e6:.0f} MB"
 
 
 def best_ms(call: Callable[[], object], repeats: int = 5) -> float:

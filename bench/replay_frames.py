@@ -82,9 +82,6 @@ def _make_carracing(path: Path, frames: int, sigma: float = 0.0) -> None:
         vector_names=("speed_mps",),
         vector_scales=(100.0,),
         action_names=("steer", "throttle_brake"),
-        action_low=(-1.0, -1.0),
-        action_high=(1.0, 1.0),
-        reward_terms=(),
         control_period_s=0.02,
     )
     noise = np.random.default_rng(0)

@@ -50,12 +50,7 @@ def make_dataset(
         image=None if has_streams else ImageSpec(),
         streams=STREAMS if has_streams else {},
         vector_names=tuple(f"v{i}" for i in range(23)),
-        vector_scales=(1.0,) * 23,
         action_names=("steer", "throttle_brake"),
-        action_low=(-1.0, -1.0),
-        action_high=(1.0, 1.0),
-        reward_terms=(),
-        control_period_s=0.05,
     )
     dataset = Dataset.create(path, spec)
     rng = np.random.default_rng(0)

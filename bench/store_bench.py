@@ -27,12 +27,8 @@ from avtd3.store.writer import SegmentWriter, WriterConfig
 SPEC = EpisodeSpec(
     image=ImageSpec(),
     vector_names=tuple(f"number_{n}" for n in range(23)),
-    vector_scales=(1.0,) * 23,
     action_names=("steer", "throttle_brake"),
-    action_low=(-1.0, -1.0),
-    action_high=(1.0, 1.0),
     reward_terms=("efficiency", "lane", "comfort", "safety"),
-    control_period_s=0.05,
 )
 
 

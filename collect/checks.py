@@ -1,41 +1,36 @@
 """The one way the collector's settings refuse a value, and worlds a missing package carla."""
 
 import importlib.util
-import math
 import platform
 import sys
 
-from avtd3.store.errors import ConfigError, install_command
+from avtd3.store.errors import ConfigError, abbreviate, install_command
 
+MOST = sys.float_info.max
+"""Largest finite number; `math.isfinite` fails for whole numbers above it."""
 CARLA_PYTHONS = ((3, 10), (3, 12))
 """First and last Python version for which carla 0.9.16 has a wheel."""
 CARLA_GLIBC = (2, 31)
 """Oldest glibc that its wheels accept (manylinux_2_31)."""
 
 
-def check_number(
-    name: str, value: float, *, minimum: float = 0.0, maximum: float = math.inf
-) -> None:
+def check_number(name: str, value: float, *, minimum: float = 0.0, maximum: float = MOST) -> None:
     """Refuse a setting outside its limits, both of which are allowed values."""
-    if not (abs(value) <= sys.float_info.max and minimum <= value <= maximum):
-        limit = f"{minimum:g} or more" if math.isinf(maximum) else f"{minimum:g} to {maximum:g}"
-        raise ConfigError(f"{name} is {value!r}, expected {limit}")
+    if not minimum <= value <= maximum:
+        limit = f"{minimum:g} or more" if maximum == MOST else f"{minimum:g} to {maximum:g}"
+        raise ConfigError(f"{name} is {abbreviate(value)}, expected {limit}")
 
 
 def check_positive(name: str, value: float) -> None:
     """Refuse a setting that is not a finite number above 0."""
-    if not 0.0 < value <= sys.float_info.max:
-        raise ConfigError(f"{name} is {value!r}, expected a finite number above 0")
+    if not 0.0 < value <= MOST:
+        raise ConfigError(f"{name} is {abbreviate(value)}, expected a finite number above 0")
 
 
 def require_carla(user: str, problem: str = "") -> None:
-    """Raise `ConfigError` if the package carla is not installed, or has another problem.
+    """Raise `ConfigError` if the package carla, which `user` needs, is missing or has a problem.
 
-    The package is not imported here: importing it may crash a process.
-
-    Args:
-        user: What needs the package, for the message.
-        problem: Why it cannot be used; empty to check whether it is installed.
+    It is not imported here: importing it may crash a process.
     """
     if not problem and importlib.util.find_spec("carla") is not None:
         return

@@ -8,12 +8,12 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from avtd3.collect.checks import check_number, check_positive
-from avtd3.collect.cluster import Cluster, Stop, WorkerContext, open_cluster
+from avtd3.collect.cluster import open_cluster, warm_environment
 from avtd3.collect.drivers import LabelledDriver
 from avtd3.collect.environment import FAULT_REASON, POLICY_REASON, Environment
 from avtd3.collect.mixture import DriverPool, DriverSpec, Mixture
@@ -31,6 +31,7 @@ from avtd3.collect.plan import (
     lock_share,
     stop_key,
     stored_plan,
+    stored_plans,
     training_seed,
     units_of,
 )
@@ -40,6 +41,7 @@ from avtd3.collect.rollout import MAX_EPISODE_STEPS, Rollout
 from avtd3.collect.scores import total_reward
 from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
+from avtd3.store.cluster import Cluster, Stop, WorkerContext
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     CheckpointError,
@@ -48,6 +50,7 @@ from avtd3.store.errors import (
     StorageError,
     WorldError,
     WorldLost,
+    abbreviate,
     check_integers,
 )
 from avtd3.store.events import Event
@@ -55,6 +58,7 @@ from avtd3.store.files import plain_name, remote_url
 from avtd3.store.remote.background import SpoolSize
 from avtd3.store.remote.client import Patience, open_place
 from avtd3.store.remote.commit import Unit
+from avtd3.store.settings import differences
 from avtd3.store.status import LearnerWatch
 from avtd3.store.step import STOP_REASON, Step
 from avtd3.store.step_labels import StepLabels
@@ -180,6 +184,47 @@ class CollectConfig(EnvironmentConfig):
         return {**plan, **self.world_document()}
 
 
+def choose_plan(
+    path: Path, configure: Callable[[Mapping[str, Any] | None], CollectConfig]
+) -> tuple[CollectConfig, StoredPlan | None]:
+    """Return the settings of a resumed collection, and the plan that it continues.
+
+    That is the plan of the seed that the user named, or the dataset's only plan; None for a seed
+    that no plan has. `configure` applies what the user named to stored settings, or to the defaults
+    for None. Raise `ConfigError` if that makes another plan, or if several plans fit.
+    """
+    tried: list[tuple[CollectConfig, StoredPlan]] = []
+    problem: ConfigError | None = None
+    for plan in stored_plans(path):
+        try:
+            tried.append((configure(plan.config), plan))
+        except ConfigError as error:  # of what the user named, or of another version
+            problem = error
+    own = [(settings, plan) for settings, plan in tried if settings.seed == plan.seed]
+    fitting = [(s, plan) for s, plan in own if digest(s.plan_document()) == plan.digest]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not own:
+        settings = configure(None)
+        if problem is not None and not tried:
+            raise problem
+        return settings, None
+    if len(own) > 1:
+        seeds = ", ".join(sorted({abbreviate(plan.seed) for _, plan in own}))
+        raise ConfigError(
+            f"{path} has {len(own)} plans that this could resume, of seed {seeds}; name one with "
+            "--seed and the settings that it was started with"
+        )
+    settings, plan = own[0]
+    changes = differences(plan.config, dataclasses.asdict(settings), "collect.")
+    named = "; ".join(map(str, changes)) or "another version of avtd3 made it"
+    raise ConfigError(
+        f"{path} has a plan of seed {settings.seed} that cannot be resumed like this ({named}): a "
+        "plan keeps the settings that its data depend on; leave them as they are, or start another "
+        "plan with another --seed and without --resume"
+    )
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class CollectJob:
     """The work of one process."""
@@ -189,6 +234,8 @@ class CollectJob:
     share: Share
     policies: Path | None
     open_world: WorldFactory
+    plan_digest: str
+    """That of the whole collection: a scenario file may change meanwhile."""
     unit: int | None = None
     """Number of the unit of work on a Dask cluster, which is published only once."""
     spool_bytes: int | None = None
@@ -219,7 +266,7 @@ class Collector:
         self._writer = SegmentWriter(
             Dataset.open(job.dataset),
             collector=name,
-            provenance=_provenance(config, environment),
+            provenance=_provenance(job, environment),
             config=config.writer,
             claim=_claim_of(job),
         )
@@ -233,7 +280,7 @@ class Collector:
         self._should_stop, self._on_tally = should_stop, on_tally
         self._recovery = Recovery(config.recovery)
         self._tally, self._steps, self._next_report_s = Tally(), 0, 0.0
-        self._published_steps = 0
+        self._published_steps, self._is_policy = 0, False
 
     def run(self) -> Tally:
         """Collect the share; complete steps are published whatever ends it."""
@@ -254,8 +301,7 @@ class Collector:
         for index in self._share.indices():
             # Try again until it is driven or skipped: a lost world may be back.
             while not self._is_over():
-                self._check_disk()
-                if self._has_room() and self._try_episode(index):
+                if self._wait(self._lack_of_room) and self._try_episode(index):
                     break
             else:
                 return
@@ -270,6 +316,8 @@ class Collector:
         try:
             self._collect_episode(index)
         except CheckpointError as error:
+            if not self._is_policy:  # it is about a policy that a user's world has loaded
+                raise
             self._pool.reject(str(error))
             self._note(warning=str(error))
             return self._tally.episodes > ended
@@ -287,39 +335,41 @@ class Collector:
             self._note(skipped=(*self._tally.skipped, skipped))
         return True
 
-    def _check_disk(self) -> None:
-        free = shutil.disk_usage(self._job.dataset).free
-        least = self._config.min_free_mb * 1_000_000
+    def _wait(self, reason: Callable[[], str]) -> bool:
+        """Wait as long as there is a reason to; return False if stopped while waiting."""
+        while waiting := reason():
+            self._note(waiting=waiting)
+            self._report_if_due()
+            if self._should_stop():
+                return False
+            time.sleep(POLICY_PERIOD_S)
+        self._note(waiting="")
+        return True
+
+    def _lack_of_room(self) -> str:
+        """Return why the spool has no room for an episode, or ""; raise if the disk has none."""
+        path = self._job.dataset
+        free, least = shutil.disk_usage(path).free, self._config.min_free_mb * 1_000_000
         if free < least:
             raise StorageError(
-                f"{self._job.dataset} has {free / 1e6:.0f} MB free, less than {least / 1e6:.0f} MB "
+                f"{path} has {free / 1e6:.0f} MB free, less than {least / 1e6:.0f} MB "
                 "(collect.min_free_mb); free some space, then continue with --resume"
             )
-
-    def _has_room(self) -> bool:
-        """Return whether the spool has room; if not, wait for a moment."""
-        if self._job.spool_bytes is None:
-            return True
-        if (size := self._spool_size.measure()) < self._job.spool_bytes:
-            self._note(waiting="")
-            return True
+        most = self._job.spool_bytes
+        if most is None or (size := self._spool_size.measure()) < most:
+            return ""
         self._count_segment(self._writer.flush())
-        self._note(
-            waiting=f"waiting for uploads: {size} bytes are in {self._job.dataset} "
-            "(collect.spool_bytes)"
-        )
-        self._report_if_due()
-        time.sleep(POLICY_PERIOD_S)
-        return False
+        return f"waiting for uploads: {size} bytes are in {path} (collect.spool_bytes)"
 
     def _collect_episode(self, index: int) -> None:
         share, lead = self._share, self._config.lead
-        if not self._wait_until_seen():
+        if not self._wait(self._unseen_steps):
             return  # stopped while waiting
         seed = training_seed(self._config.seed, index)
         rng = episode_generator(seed)
         steps = share.held_steps + share.workers * self._steps
         driver, spec = self._pool.choose(rng, use_random=steps < lead.random_steps)
+        self._is_policy = spec.is_policy
         if spec.is_policy and not self._load_policy(steps):
             return  # stopped while waiting
         rollout = Rollout(self._environment, seed, index)
@@ -335,43 +385,38 @@ class Collector:
             driver = self._labelled = LabelledDriver(driver, self._teacher)
         self._drive(rollout.drive(driver, spec.name, rng, most))
 
-    def _wait_until_seen(self) -> bool:
-        """Wait while a running learner is behind; return False if stopped while waiting."""
+    def _unseen_steps(self) -> str:
+        """Return why to wait for a running learner, or nothing."""
         most = self._config.lead.max_unseen
         if self._learner is None or most is None:
-            return True
-        while (unseen := self._learner.unseen(self._published_steps)) > most:
-            self._note(
-                waiting=f"waiting for the learner: it has not seen {unseen} published steps "
-                f"(max_unseen {most})"
-            )
-            self._report_if_due()
-            if self._should_stop():
-                return False
-            time.sleep(POLICY_PERIOD_S)
-        self._note(waiting="")
-        return True
+            return ""
+        if (unseen := self._learner.unseen(self._published_steps)) <= most:
+            return ""
+        unseen_steps = f"it has not seen {unseen} published steps (max_unseen {most})"
+        return f"waiting for the learner: {unseen_steps}"
 
     def _load_policy(self, steps: int) -> bool:
         """Wait for a policy that is new enough; return False if stopped while waiting."""
-        while True:
+
+        def reason() -> str:
             policy = self._pool.poll()
             if policy is None:
                 waiting = f"waiting for the first policy in {self._job.policies_text}"
             elif behind := self._config.lead.waits_for(steps, policy.updates):
                 waiting = f"waiting for the learner of {self._job.policies_text}: {behind}"
             else:
-                break
+                return ""
             if self._job.unit is None:
                 # The learner may wait for this data: publish it before waiting.
                 self._count_segment(self._writer.flush())
-            self._note(waiting=waiting)
-            self._report_if_due()
-            if self._should_stop():
-                return False
-            time.sleep(POLICY_PERIOD_S)
+            return waiting
+
+        if not self._wait(reason):
+            return False
+        policy = self._pool.policy
+        assert policy is not None, "otherwise there is a reason to wait"
         known = {"policy_version": policy.version, "action_limit": policy.action_limit}
-        self._note(waiting="", warning=self._pool.warning or self._tally.warning, **known)
+        self._note(warning=self._pool.warning or self._tally.warning, **known)
         return True
 
     def _begin_episode(self, rollout: Rollout, spec: DriverSpec, index: int) -> None:
@@ -490,7 +535,7 @@ def collect(
         on_progress: Called a few times a second.
         open_world: Makes the world, in the process that uses it; the default makes the one that the
             settings name.
-        scheduler: Address of a Dask scheduler whose workers collect, see `avtd3.collect.cluster`;
+        scheduler: Address of a Dask scheduler whose workers collect, see `avtd3.store.cluster`;
             None to collect in this process and ``config.workers`` of its own.
 
     Raises:
@@ -557,33 +602,34 @@ class _Collection:
 
     def run(self, *, resume: bool, scheduler: str | None) -> CollectReport:
         """Collect what the dataset lacks of the plan."""
-        config, amount, places = self._config, self._amount, self._places
+        places = self._places
         with contextlib.ExitStack() as stack:
             cluster = stack.enter_context(open_cluster(scheduler)) if scheduler else None
-            workers = config.worker_count if cluster is None else 1
-            job = self._job(workers)
-            opened = _open_dataset(job, places, cluster, should_stop=self._is_over, show=self._show)
+            job = self._job(is_cluster=cluster is not None)
+            opened = self._open_dataset(job, cluster)
             places.start(pulls=cluster is None)
             stack.enter_context(lock_plan(opened, self._digest))
-            # First: this may publish segments.
-            claimed = places.claimed(self._digest)
-            self._held = held = places.held(self._digest)
+            claimed, held = places.held(self._digest)
+            self._held = held
             held_steps = sum(held.values())
             if held and not resume:
                 raise ConfigError(
                     f"dataset {places.text} already has {len(held)} episodes of this plan (seed "
-                    f"{config.seed}); use --resume to continue it, or another --seed for new "
+                    f"{self._config.seed}); use --resume to continue it, or another --seed for new "
                     "episodes"
                 )
             changes = self._record_plan(opened.path, held_steps, resume=resume)
             opened.clean_staging()
             share = dataclasses.replace(job.share, held=frozenset(held), held_steps=held_steps)
             job = dataclasses.replace(job, share=share)
-            tallies, lost = self._collect(cluster, job, claimed)
+            if cluster is None:
+                tallies, lost = self._collect_here(job)
+            else:
+                tallies, lost = self._collect_units(cluster, job, claimed)
             tally = Tally.total(tallies)
             # Count what is there: a worker that died has not reported its last steps.
             if lost or cluster is not None:
-                now = places.held(self._digest)
+                _, now = places.held(self._digest)
                 steps, episodes = sum(now.values()) - held_steps, len(now) - len(held)
                 reasons = (*tally.lost, *lost)
                 tally = dataclasses.replace(tally, lost=reasons, steps=steps, episodes=episodes)
@@ -592,35 +638,84 @@ class _Collection:
             dataset=places.text,
             tally=tally,
             seconds=time.monotonic() - self._started_s,
-            workers=workers if cluster is None else cluster.workers,
+            workers=share.workers if cluster is None else cluster.workers,
             held_steps=held_steps,
             interrupted=self._should_stop(),
             plan_digest=self._digest,
             changes=tuple(changes),
-            missing=amount.missing(held, tally.steps, tally.episodes),
+            missing=self._amount.missing(held, tally.steps, tally.episodes),
         )
 
-    def _job(self, workers: int) -> CollectJob:
-        places = self._places
-        share = Share(amount=self._amount, held=frozenset(), held_steps=0, workers=workers)
+    def _job(self, *, is_cluster: bool) -> CollectJob:
+        config, places = self._config, self._places
+        text, policies = places.text, places.policies_text
+        if is_cluster:  # its workers have other working directories
+            text, policies = _absolute(text), policies and _absolute(policies)
+        workers = 1 if is_cluster else config.worker_count
         return CollectJob(
             places.dataset,
-            self._config,
-            share,
+            config,
+            Share(amount=self._amount, held=frozenset(), held_steps=0, workers=workers),
             places.policies,
             self._open_world,
-            spool_bytes=places.spool_bytes,
-            policies_text=places.policies_text,
-            dataset_text=places.text,
+            self._digest,
+            spool_bytes=None if is_cluster else places.spool_bytes,
+            policies_text=policies,
+            dataset_text=text,
         )
 
-    def _collect(
-        self, cluster: Cluster | None, job: CollectJob, claimed: Collection[int]
-    ) -> tuple[list[Tally | None], list[str]]:
-        is_over, show = self._is_over, self._show
+    def _open_dataset(self, job: CollectJob, cluster: Cluster | None) -> Dataset:
+        """Create the dataset unless it exists, with a world, which knows the spec."""
+        places = self._places
         if cluster is None:
-            return _collect_here(job, should_stop=is_over, show=show)
-        return _collect_units(cluster, job, claimed, should_stop=is_over, show=show)
+            with open_environment(job.config, job.open_world) as environment:
+                return _create(places, job.config, environment)
+        created, lost = cluster.run(
+            _create_dataset,
+            [(f"avtd3-create-{secrets.token_hex(8)}", job)],
+            should_stop=self._is_over,
+            on_results=lambda _, state: self._show([Tally(waiting=state)]),
+        )
+        if not created:
+            stopped = f"stopped before a worker could open {places.text}"
+            raise WorldError("; ".join(lost) or stopped)
+        return places.open_created()
+
+    def _collect_here(self, job: CollectJob) -> tuple[list[Tally | None], list[str]]:
+        """Collect the plan in this process, or in some that it starts."""
+        shares = (dataclasses.replace(job.share, worker=n) for n in range(job.share.workers))
+        jobs = [dataclasses.replace(job, share=share) for share in shares]
+        return run_jobs(run_job, jobs, should_stop=self._is_over, on_reports=self._show)
+
+    def _collect_units(
+        self, cluster: Cluster, job: CollectJob, claimed: Collection[int]
+    ) -> tuple[list[Tally | None], list[str]]:
+        """Collect the plan on a Dask cluster; units are taken until the amount is reached."""
+        share, wanted, steps = job.share, self._amount.steps, 0
+        stop = Stop(job.dataset_text, stop_key(self._digest))
+        stop.clear()
+
+        def units() -> Iterator[tuple[str, CollectJob]]:
+            for number, indices in units_of(self._amount, share.held, claimed):
+                if wanted is not None and share.held_steps + steps >= wanted:
+                    return
+                own = dataclasses.replace(share, unit=indices, held_steps=share.held_steps + steps)
+                key = f"avtd3-{self._digest[:16]}-{number}"
+                yield key, dataclasses.replace(job, share=own, unit=number)
+
+        def on_results(tallies: list[Any], state: str) -> None:
+            nonlocal steps
+            total = Tally.total(tallies)
+            steps = total.steps
+            waiting = "; ".join(filter(None, (state, total.waiting)))
+            self._show([dataclasses.replace(total, waiting=waiting)])
+
+        try:
+            return cluster.run(
+                _run_unit, units(), stop=stop, should_stop=self._is_over, on_results=on_results
+            )
+        finally:
+            stop.clear()
 
     def _record_plan(self, path: Path, held_steps: int, *, resume: bool) -> list[str]:
         """Write the plan to its file; return what a resume changed, as text."""
@@ -658,20 +753,6 @@ class _Collection:
         self._show([dataclasses.replace(self._tally, waiting=reason)])
 
 
-def _collect_here(
-    job: CollectJob,
-    *,
-    should_stop: Callable[[], bool],
-    show: Callable[[list[Tally | None]], None],
-) -> tuple[list[Tally | None], list[str]]:
-    """Collect a plan in this process, or in some that it starts."""
-    jobs = [
-        dataclasses.replace(job, share=dataclasses.replace(job.share, worker=worker))
-        for worker in range(job.share.workers)
-    ]
-    return run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
-
-
 def run_job(
     job: CollectJob, should_stop: Callable[[], bool], on_tally: Callable[[Tally], None]
 ) -> Tally:
@@ -679,8 +760,7 @@ def run_job(
     config, worker = job.config, job.share.worker
     with contextlib.ExitStack() as stack:
         if job.share.workers > 1:
-            lock = lock_share(job.dataset, digest(config.plan_document()), worker)
-            stack.enter_context(lock)
+            stack.enter_context(lock_share(job.dataset, job.plan_digest, worker))
         environment = stack.enter_context(open_environment(config, job.open_world, worker))
         return Collector(job, environment, should_stop=should_stop, on_tally=on_tally).run()
 
@@ -691,16 +771,13 @@ def _claim_of(job: CollectJob) -> Callable[[bytes], bool] | None:
         return None
     if remote_url(job.dataset_text) is not None:
         return lambda manifest: True  # the upload claims it
-    plan_digest = digest(job.config.plan_document())
-    return functools.partial(claim_segment, job.dataset, plan_digest, job.unit)
+    return functools.partial(claim_segment, job.dataset, job.plan_digest, job.unit)
 
 
 @contextlib.contextmanager
 def _unit_places(job: CollectJob, should_stop: Callable[[], bool]) -> Iterator[CollectPlaces]:
     """Yield the places of a unit of work, or of the dataset; URLs get directories for the time."""
-    plan_digest, unit = digest(job.config.plan_document()), None
-    if job.unit is not None:
-        unit = Unit(plan=plan_digest, number=job.unit)
+    unit = None if job.unit is None else Unit(plan=job.plan_digest, number=job.unit)
     with (
         tempfile.TemporaryDirectory(prefix="avtd3-unit-") as folder,
         CollectPlaces(
@@ -714,7 +791,7 @@ def _run_unit(job: CollectJob, context: WorkerContext) -> Tally:
     """Collect a unit in a worker of a Dask cluster."""
     with (
         _unit_places(job, context.should_stop) as places,
-        context.open_environment(job.config, job.open_world) as environment,
+        warm_environment(job.config, job.open_world) as environment,
     ):
 
         def should_stop() -> bool:
@@ -737,52 +814,16 @@ def _create_dataset(job: CollectJob, context: WorkerContext) -> None:
     """Create the dataset in a worker of a Dask cluster, whose world knows the spec."""
     with (
         _unit_places(job, context.should_stop) as places,
-        context.open_environment(job.config, job.open_world) as environment,
+        warm_environment(job.config, job.open_world) as environment,
     ):
         _create(places, job.config, environment)
-
-
-def _collect_units(
-    cluster: Cluster,
-    job: CollectJob,
-    claimed: Collection[int],
-    *,
-    should_stop: Callable[[], bool],
-    show: Callable[[list[Tally | None]], None],
-) -> tuple[list[Tally | None], list[str]]:
-    """Collect a plan on a Dask cluster; units are taken until the amount is reached."""
-    job, plan_digest = _with_whole_paths(job), digest(job.config.plan_document())
-    share = job.share
-    stop = Stop(job.dataset_text, stop_key(plan_digest))
-    stop.clear()
-    steps = 0
-
-    def units() -> Iterator[tuple[str, CollectJob]]:
-        for number, indices in units_of(share.amount, share.held, claimed):
-            if share.amount.steps is not None and share.held_steps + steps >= share.amount.steps:
-                return
-            own = dataclasses.replace(share, unit=indices, held_steps=share.held_steps + steps)
-            key = f"avtd3-{plan_digest[:16]}-{number}"
-            yield key, dataclasses.replace(job, share=own, unit=number)
-
-    def on_results(tallies: list[Any], state: str) -> None:
-        nonlocal steps
-        total = Tally.total(tallies)
-        steps = total.steps
-        show([dataclasses.replace(total, waiting="; ".join(filter(None, (state, total.waiting))))])
-
-    try:
-        return cluster.run(
-            _run_unit, units(), stop=stop, should_stop=should_stop, on_results=on_results
-        )
-    finally:
-        stop.clear()
 
 
 def _check_options(config: CollectConfig, policies: Path | None, scheduler: str | None) -> None:
     if config.mixture.needs_policy and policies is None:
         raise ConfigError(
-            f"driver {config.driver!r} needs the learner's directory; give --policies"
+            f"driver {config.driver!r} needs the directory that a learner publishes into; give "
+            "--policies DIR"
         )
     for name in ("max_lead", "max_unseen") if scheduler else ():
         if (most := getattr(config.lead, name)) is not None:
@@ -792,44 +833,13 @@ def _check_options(config: CollectConfig, policies: Path | None, scheduler: str 
             )
 
 
-def _open_dataset(
-    job: CollectJob,
-    places: CollectPlaces,
-    cluster: Cluster | None,
-    *,
-    should_stop: Callable[[], bool],
-    show: Callable[[list[Tally | None]], None],
-) -> Dataset:
-    """Create the dataset unless it exists, with a world, which knows the spec."""
-    if cluster is None:
-        with open_environment(job.config, job.open_world) as environment:
-            return _create(places, job.config, environment)
-    created, lost = cluster.run(
-        _create_dataset,
-        [(f"avtd3-create-{secrets.token_hex(8)}", _with_whole_paths(job))],
-        should_stop=should_stop,
-        on_results=lambda _, state: show([Tally(waiting=state)]),
-    )
-    if not created:
-        raise WorldError("; ".join(lost) or f"stopped before a worker could open {places.text}")
-    return places.open_created()
-
-
-def _with_whole_paths(job: CollectJob) -> CollectJob:
-    """Return a job for a process that has another working directory, and other directories."""
-    policies = None if job.policies_text is None else _whole_text(job.policies_text)
-    return dataclasses.replace(
-        job, dataset_text=_whole_text(job.dataset_text), policies_text=policies, spool_bytes=None
-    )
-
-
-def _whole_text(path: str) -> str:
+def _absolute(path: str) -> str:
     return path if remote_url(path) else str(Path(path).absolute())
 
 
 def _create(places: CollectPlaces, config: CollectConfig, environment: Environment) -> Dataset:
-    pool = (config.mixture, environment, places.policies, config.hold_actions)
-    DriverPool(*pool)  # raises if a driver does not exist here
+    # This raises if a driver does not exist here.
+    DriverPool(config.mixture, environment, places.policies, config.hold_actions)
     return places.create(environment.spec)
 
 
@@ -839,14 +849,15 @@ def _segment_name(name: str, share: Share) -> str:
     return own if share.workers == 1 else f"{own}-{share.worker}"
 
 
-def _provenance(config: CollectConfig, environment: Environment) -> dict[str, Any]:
-    document, scenario = dataclasses.asdict(config), config.scenario
-    is_numbered = config.world in ("road", "carla") and scenario.file is None
-    numbers = {"number": scenario.number, "npcs": scenario.resolve()[0].npcs}
+def _provenance(job: CollectJob, environment: Environment) -> dict[str, Any]:
+    config, scenario, found = job.config, job.config.scenario, dict[str, Any]()
+    if config.world in ("road", "carla") and scenario.file is None:
+        found["scenario"] = {"number": scenario.number, "npcs": scenario.resolve()[0].npcs}
+    document = dataclasses.asdict(config)
     return {
-        **({"scenario": numbers} if is_numbered else {}),
+        **found,
         "config": document,
         "config_digest": digest(document),
-        "plan_digest": digest(config.plan_document()),
+        "plan_digest": job.plan_digest,
         "simulator": environment.simulator,
     }

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from avtd3.collect.checks import MOST
 from avtd3.collect.drivers import Driver, is_expert_driving
 from avtd3.collect.driving.driving_env import DrivingEnvironment
-from avtd3.collect.driving.expert import ExpertConfig
-from avtd3.collect.driving.takeover import TakeoverConfig
+from avtd3.collect.driving.expert import ExpertConfig, TakeoverConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import Surroundings, VehicleState, World, WorldFrame, WorldStart
 from avtd3.collect.environment import Environment, ResetResult
@@ -31,6 +31,7 @@ from avtd3.collect.foreign import SEE, ForeignCode, check_actions, check_images,
 from avtd3.collect.maps.route import Route
 from avtd3.collect.maps.scenarios import Scenario, ScenarioConfig
 from avtd3.collect.rollout import Rollout
+from avtd3.collect.scores import EpisodeScore
 from avtd3.store.episode_table import OWN_ATTRIBUTES, EpisodeInfo
 from avtd3.store.errors import Avtd3Error, ConfigError, SpecError, WorldError, abbreviate
 from avtd3.store.events import Event, check_events
@@ -53,6 +54,7 @@ _NO_VEHICLE = ("lead_gap_m", math.inf)
 _OWN_ATTRIBUTES = (
     {field.name for field in dataclasses.fields(EpisodeInfo)} | OWN_ATTRIBUTES.keys()
 ) - {"town", "weather"}
+_SCORE_NAMES = {field.name for field in dataclasses.fields(EpisodeScore)}
 
 # Name, expected value, and number of positional arguments of a method.
 _ENVIRONMENT_MEMBERS = (
@@ -97,7 +99,11 @@ def open_custom_world(
             raise error.__cause__ from None
         raise
     version = _distribution(match["module"])
-    return _wrap(made, code, f"{reference} ({version})" if version else reference)
+    try:
+        return _wrap(made, code, f"{reference} ({version})" if version else reference)
+    except Avtd3Error:
+        code.discard(made)
+        raise
 
 
 def check_environment(
@@ -230,8 +236,23 @@ def _check_members(
             raise ConfigError(f"world {code.name}: {found}, expected {expected}; {SEE}")
 
 
+def _of_user(name: str, kind: type) -> Any:  # noqa: ANN401 - as in `Environment`
+    """Return a property whose value is that of the user's environment, or our default."""
+
+    def read(environment: "CustomEnvironment") -> object:
+        default = getattr(super(CustomEnvironment, environment), name)
+        return environment.read_attribute(kind, name, default)
+
+    return property(read)
+
+
 class CustomEnvironment(Environment):
     """A user's environment: every call is guarded and every returned value is checked."""
+
+    setting = _of_user("setting", str)
+    scenario = _of_user("scenario", int)
+    scenario_count = _of_user("scenario_count", int)
+    has_time_limit = _of_user("has_time_limit", bool)
 
     def __init__(self, made: object, code: ForeignCode, origin: str) -> None:
         _check_members(made, code, _ENVIRONMENT_MEMBERS)
@@ -275,7 +296,7 @@ class CustomEnvironment(Environment):
             self._checker.check_reward(step.reward, step.reward_terms)
             self._checker.check_observation(step.observation, self._steps)
             is_over = as_bool(step.terminated), as_bool(step.truncated)
-        except (SpecError, TypeError, ValueError) as error:
+        except (SpecError, TypeError, ValueError, OverflowError) as error:
             raise self._code.invalid(place, str(error)) from error
         if all(is_over):
             raise self._code.invalid(place, "both terminated and truncated are true")
@@ -285,24 +306,14 @@ class CustomEnvironment(Environment):
         return step
 
     @property
-    def scenario(self) -> int:
-        """Number of the current episode's scenario."""
-        return self._as(int, "scenario", super().scenario)
-
-    @property
     def simulator(self) -> str:
         """The user's description, and the module, factory and version that were loaded."""
-        return f"{self._as(str, 'simulator', super().simulator)}, from {self._origin}"
+        return f"{self.read_attribute(str, 'simulator', super().simulator)}, from {self._origin}"
 
     @property
     def notices(self) -> tuple[str, ...]:
         """Sentences about the current episode."""
-        return (*self._notices, *map(str, self._as(tuple, "notices", super().notices)))
-
-    @property
-    def has_time_limit(self) -> bool:
-        """Whether the user's environment ends its episodes itself after some number of steps."""
-        return self._as(bool, "has_time_limit", super().has_time_limit)
+        return (*self._notices, *map(str, self.read_attribute(tuple, "notices", super().notices)))
 
     def driver(self, base: str) -> Driver:
         """Make one of the user's drivers, or a random one."""
@@ -330,10 +341,14 @@ class CustomEnvironment(Environment):
         """Return measurements of the episode so far."""
         found = self._code.call("measures()", self._get("measures", super().measures))
         if not isinstance(found, Mapping) or not all(
-            isinstance(name, str) and isinstance(value, int | float) and math.isfinite(value)
+            isinstance(name, str) and isinstance(value, int | float) and abs(value) <= MOST
             for name, value in found.items()
         ):
-            raise self._code.invalid("measures()", f"found {found!r}, expected finite numbers")
+            problem = f"found {abbreviate(found)}, expected finite numbers"
+            raise self._code.invalid("measures()", problem)
+        if wrong := sorted(_SCORE_NAMES & found.keys()):
+            problem = f"avtd3 sets {wrong[0]} itself; rename it"
+            raise self._code.invalid("measures()", problem)
         return dict(found)
 
     def events(self) -> tuple[Event, ...]:
@@ -354,7 +369,7 @@ class CustomEnvironment(Environment):
         found = self._get("legend", ())
         try:
             return [((int(r), int(g), int(b)), str(text)) for (r, g, b), text in found]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             expected = "expected pairs of a colour (red, green, blue) and a text"
             raise self._code.invalid("legend", f"found {abbreviate(found)}, {expected}") from error
 
@@ -376,7 +391,8 @@ class CustomEnvironment(Environment):
             return default
         return self._code.get(self._made, name, default)
 
-    def _as(self, kind: type[_T], name: str, default: object) -> _T:
+    def read_attribute(self, kind: type[_T], name: str, default: object) -> _T:
+        """Return an attribute of the user's object as another type."""
         found: _T = self._code.call(f"its attribute {name}", kind, self._get(name, default))
         return found
 
@@ -395,11 +411,10 @@ class _CustomDriver:
         self._code.call(f"reset() before {self._place}", self._driver.reset, rng)
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
-        action: NDArray[np.float32] = self._code.call(self._place, self._answer, observation)
+        action: NDArray[np.float32] = self._code.call(
+            self._place, lambda: np.asarray(self._driver.act(observation), np.float32)
+        )
         return action
-
-    def _answer(self, observation: Observation) -> NDArray[np.float32]:
-        return np.asarray(self._driver.act(observation), np.float32)
 
 
 class CustomWorld:
@@ -416,12 +431,12 @@ class CustomWorld:
         period, shape = self.control_period_s, self.image_shape
         is_shape = isinstance(shape, tuple) and len(shape) == 3
         is_valid = (
-            isinstance(period, int | float) and math.isfinite(period) and period > 0.0,
+            isinstance(period, int | float) and 0.0 < period <= MOST,
             is_shape and all(isinstance(size, int) and size > 0 for size in shape),
         )
         for (name, expected, _), is_ok in zip(_WORLD_MEMBERS, is_valid, strict=False):
             if not is_ok:
-                found = f"{name} is {getattr(self, name)!r}"
+                found = f"{name} is {abbreviate(getattr(self, name))}"
                 raise ConfigError(f"world {code.name}: {found}, expected {expected}; {SEE}")
         image = ImageSpec(channels=shape[0], height=shape[1], width=shape[2])
         self._notices = check_images(f"world {code.name}", {IMAGE: image}, _ORDER)
@@ -441,6 +456,8 @@ class CustomWorld:
         start = self._code.expect(WorldStart, start, "reset()")
         self._route = self._code.expect(Route, start.route, "reset(), route")
         self._check_frame(start.frame, "reset()")
+        for name in ("town", "weather"):
+            self._code.expect(str, getattr(start, name), f"reset(), {name}")
         return start
 
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
@@ -473,8 +490,11 @@ class CustomWorld:
         code.expect(str, checked.collision, f"{place}, collision")
         numbers = {name: getattr(vehicle, name) for name in VehicleState.__slots__}
         numbers |= {name: getattr(checked, name) for name in _FRAME_NUMBERS}
+        if checked.collision_frame_id is not None:
+            numbers["collision_frame_id"] = checked.collision_frame_id
         for name, value in numbers.items():
-            is_number = isinstance(value, int | float | np.number)
-            if not is_number or not (math.isfinite(value) or (name, value) == _NO_VEHICLE):
-                raise code.invalid(place, f"{name} is {value!r}, expected a finite number")
+            is_number = isinstance(value, int | float | np.integer | np.floating)
+            if not is_number or not (abs(value) <= MOST or (name, value) == _NO_VEHICLE):
+                problem = f"{name} is {abbreviate(value)}, expected a finite number"
+                raise code.invalid(place, problem)
         return checked

@@ -198,21 +198,16 @@ class HeldDriver:
         return is_expert_driving(self._driver)
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Start an episode.
-
-        Raises:
-            ConfigError: If the policy was trained to hold its actions for another time.
-        """
+        """Start an episode; raise ConfigError if the policy holds actions for another time."""
         self._driver.reset(rng)
-        self._count, self._steps = 0, self._wanted
-        trained = 1 if self._policy is None else self._policy.steps_per_decision
-        if self._wanted not in (1, trained) and self._policy is not None:
+        trained = self._wanted if self._policy is None else self._policy.steps_per_decision
+        if self._wanted not in (1, trained):
             raise ConfigError(
                 f"hold_actions is {self._wanted}, but the policy was trained for decisions of "
                 f"{trained} control periods; omit hold_actions: policies hold their actions as "
                 "they were trained"
             )
-        self._steps = max(self._wanted, trained)
+        self._count, self._steps = 0, trained
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """Return the action of the last decision, float32 (A,)."""

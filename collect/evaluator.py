@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.cluster import WorkerContext, open_cluster
+from avtd3.collect.cluster import open_cluster, warm_environment
 from avtd3.collect.drivers import PolicyDriver
 from avtd3.collect.environment import SUCCESS_REASON, Environment
 from avtd3.collect.leaderboard import CURRENT, penalty_table, score_route
 from avtd3.collect.mixture import GRAMMAR, Mixture
-from avtd3.collect.places import check_shared
 from avtd3.collect.plan import MAX_SEED, UNIT, episode_generator, evaluation_seed
 from avtd3.collect.recovery import Recovery, Skipped, describe_skipped
 from avtd3.collect.rollout import Rollout
 from avtd3.collect.scores import EpisodeScore, Scorer, summarise
 from avtd3.collect.workers import run_jobs
 from avtd3.collect.worlds import EnvironmentConfig, WorldFactory, open_environment, open_world
+from avtd3.store.cluster import WorkerContext, check_shared
 from avtd3.store.errors import CheckpointError, ConfigError, RoadError, WorldLost
-from avtd3.store.files import remote_url, show_path
+from avtd3.store.files import exists, remote_url, show_path
 from avtd3.store.remote.background import local_policy
 from avtd3.store.render.text import join_lines, plural
 from avtd3.store.spec import EpisodeSpec
@@ -112,7 +112,7 @@ class Evaluator:
             route=score_route(environment.events(), penalty_table(self._config.penalties)),
         )
 
-    def film(self, index: int, path: Path) -> None:
+    def film(self, index: int, path: Path, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Drive an episode and write it as a GIF, which ends with a still of its outcome."""
         from avtd3.store.render.media import BAD, GOOD, with_legend, write_gif
 
@@ -121,9 +121,12 @@ class Evaluator:
         def pictures() -> "Iterator[Image.Image]":
             for number, step in enumerate(steps):
                 is_filmed = number % FILM_EVERY == 0 and number < FILM_EVERY * FILM_PICTURES
-                if is_filmed or step.is_last:
+                is_over = step.is_last or should_stop()
+                if is_filmed or is_over:
                     picture = environment.picture(step.action, driver)
                     yield with_legend(picture, environment.legend)
+                if is_over:
+                    break
             yield from itertools.repeat(with_legend(picture, environment.legend), FILM_STILLS)
 
         with use_one_thread(self.policy):
@@ -131,20 +134,17 @@ class Evaluator:
             colours = [GOOD, BAD, *(colour for colour, _ in environment.legend)]
             write_gif(pictures(), path, period_s=period_s, colours=colours)
 
-    def film_first(self, path: Path) -> None:
+    def film_first(self, path: Path, should_stop: Callable[[], bool]) -> None:
         """Film the first episode whose map and route can be used."""
         last = self._config.episodes - 1
         for index in range(last):
             with contextlib.suppress(RoadError):
-                self.film(index, path)
+                self.film(index, path, should_stop)
                 return
-        self.film(last, path)
+        self.film(last, path, should_stop)
 
     def photograph(self, index: int, step_index: int) -> "tuple[Image.Image, str]":
-        """Drive an episode up to a step, or to its end; return a picture and the place's name.
-
-        The picture has no caption.
-        """
+        """Drive an episode up to a step, or to its end; return a picture and the place's name."""
         rollout, steps, _ = self.start(index)
         with use_one_thread(self.policy):
             *_, step = itertools.islice(steps, step_index + 1)
@@ -156,7 +156,7 @@ class Evaluator:
 def _load_policy(subject: str, spec: EpisodeSpec) -> "tuple[Policy | None, str]":
     """Load the policy that a subject names, with the path of its file; None for a driver."""
     path = Path(subject)
-    if not path.exists():
+    if not exists(path):
         return None, subject
     from avtd3.learn.policy import Policy
     from avtd3.learn.policy_store import PolicyStore
@@ -371,7 +371,7 @@ def evaluate(
         on_progress: Called after every episode.
         open_world: Makes the world, in the process that uses it; the default makes the one that the
             settings name.
-        scheduler: Address of a Dask scheduler whose workers drive, see `avtd3.collect.cluster`;
+        scheduler: Address of a Dask scheduler whose workers drive, see `avtd3.store.cluster`;
             None for this process and ``config.workers`` of its own.
 
     Raises:
@@ -390,52 +390,39 @@ def evaluate(
         1.0
         >>> policies = "/path/to/policies"  # evaluate(policies) evaluates the newest policy there
     """
-    started_s = time.monotonic()
+    started_s, config = time.monotonic(), config or EvaluateConfig()
     if scheduler is not None and (url := remote_url(subject)) is not None:
         check_shared(url)
-    with local_policy(subject) as local:
-        report = _evaluate(
-            subject,
-            str(local),
-            config or EvaluateConfig(),
-            gif,
-            scheduler,
-            should_stop,
-            on_progress,
-            open_world,
-        )
-    seconds = time.monotonic() - started_s
-    return dataclasses.replace(report, driver=show_path(subject), seconds=seconds)
-
-
-def _evaluate(
-    named: str | Path,
-    subject: str,
-    config: EvaluateConfig,
-    gif: Path | None,
-    scheduler: str | None,
-    should_stop: Callable[[], bool],
-    on_progress: Callable[[EvaluateProgress], None],
-    open_world: WorldFactory,
-) -> EvaluateReport:
-    with open_environment(config, open_world, render=gif is not None) as environment:
-        evaluator = Evaluator(environment, config, subject)
-        if gif is not None:
-            evaluator.film_first(gif)
-    job = EvaluateJob(0, config, evaluator.subject, tuple(range(config.episodes)), open_world)
 
     def show(parts: list[EvaluatePart | None]) -> None:
         scores = [score for part in parts if part for score in part.scores]
         mean = sum(score.episode_return for score in scores) / max(len(scores), 1)
         on_progress(EvaluateProgress(done=len(scores), episodes=config.episodes, return_mean=mean))
 
-    if scheduler is None:
-        reports, failed = run_jobs(run_job, _split(job), should_stop=should_stop, on_reports=show)
-    else:
-        shared = _shared_subject(named, evaluator.subject)
-        job = dataclasses.replace(job, subject=shared)
-        reports, failed = _drive_units(scheduler, job, should_stop, show)
-    parts = [part or EvaluatePart() for part in reports]
+    with local_policy(subject) as local:
+        with open_environment(config, open_world, render=gif is not None) as environment:
+            evaluator = Evaluator(environment, config, str(local))
+            if gif is not None:
+                evaluator.film_first(gif, should_stop)
+        job = EvaluateJob(0, config, evaluator.subject, tuple(range(config.episodes)), open_world)
+        if scheduler is None:
+            parts, failed = run_jobs(run_job, _split(job), should_stop=should_stop, on_reports=show)
+        else:
+            job = dataclasses.replace(job, subject=_shared_subject(subject, evaluator.subject))
+            parts, failed = _drive_units(scheduler, job, should_stop, show)
+    report = _report(evaluator, config, [part or EvaluatePart() for part in parts], failed)
+    return dataclasses.replace(
+        report,
+        driver=show_path(subject),
+        seconds=time.monotonic() - started_s,
+        interrupted=should_stop() and len(report.scores) < config.episodes,
+    )
+
+
+def _report(
+    evaluator: Evaluator, config: EvaluateConfig, parts: list[EvaluatePart], failed: list[str]
+) -> EvaluateReport:
+    environment, policy = evaluator.environment, evaluator.policy
     scores = sorted((s for part in parts for s in part.scores), key=lambda score: score.index)
     lost = (*(part.lost for part in parts if part.lost), *failed)
     if lost and not scores:
@@ -443,9 +430,9 @@ def _evaluate(
     skipped = sorted((e for part in parts for e in part.skipped), key=lambda e: e.index)
     is_driving = bool(scores) and "speed_mps" in scores[0].measures
     return EvaluateReport(
-        driver=subject,
-        policy_version=evaluator.policy.version if evaluator.policy else None,
-        policy_digest=evaluator.policy.digest if evaluator.policy else "",
+        driver=evaluator.subject,
+        policy_version=policy.version if policy else None,
+        policy_digest=policy.digest if policy else "",
         world=environment.name,
         setting=environment.setting,
         scenario=environment.scenario,
@@ -454,7 +441,7 @@ def _evaluate(
         seed=config.seed,
         scores=tuple(scores),
         seconds=0.0,
-        interrupted=should_stop() and len(scores) < config.episodes,
+        interrupted=False,
         skipped=tuple(skipped),
         lost_workers=lost,
         target_speed_mps=config.task.reward.target_speed_mps if is_driving else None,
@@ -489,22 +476,17 @@ def _drive_units(
 
 
 def _shared_subject(named: str | Path, found: str) -> str:
-    """Return a subject as the workers of a cluster find it.
-
-    Args:
-        named: What the user named.
-        found: The driver or the file that this is on this machine.
-    """
+    """Return a named subject, found as a driver or a file here, as workers of a cluster find it."""
     if (url := remote_url(named)) is not None:
         return url if url.endswith(".safetensors") else f"{url}/{Path(found).name}"
-    return str(Path(found).absolute()) if Path(found).exists() else found
+    return str(Path(found).absolute()) if exists(found) else found
 
 
 def _run_unit(job: EvaluateJob, context: WorkerContext) -> EvaluatePart:
     """Drive a unit in a worker of a Dask cluster."""
     with (
         local_policy(job.subject) as subject,
-        context.open_environment(job.config, job.open_world) as environment,
+        warm_environment(job.config, job.open_world) as environment,
     ):
         job = dataclasses.replace(job, subject=str(subject))
         part = _drive_job(job, environment, context.should_stop, lambda _: None)
@@ -588,7 +570,10 @@ def sheet_held_out(
         for index in range(config.episodes):
             if should_stop() and pictures:
                 break
-            picture, place = evaluator.photograph(index, SHEET_STEP)
+            try:
+                picture, place = evaluator.photograph(index, SHEET_STEP)
+            except RoadError:  # the evaluation has skipped it
+                continue
             size = (SHEET_PX, round(SHEET_PX * picture.height / picture.width))
             pictures.append(picture.resize(size, Image.Resampling.LANCZOS))
             score = known.get(index)

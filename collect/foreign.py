@@ -74,6 +74,11 @@ class ForeignCode:
         """Return an attribute of a foreign object, or a default if it has none."""
         return self.call(f"its attribute {attribute}", getattr, made, attribute, default)
 
+    def discard(self, made: object) -> None:
+        """Close a foreign object that cannot be used; ignore one that cannot be closed."""
+        with contextlib.suppress(WorldError):
+            self.call("close()", self.get(made, "close", lambda: None))
+
     def expect(self, kind: type[_T], value: object, place: str) -> _T:
         """Return a value that foreign code returned; raise `WorldError` if it has another type."""
         if not isinstance(value, kind):

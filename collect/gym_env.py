@@ -177,8 +177,7 @@ def open_gym(identifier: str, config: GymConfig, *, render: bool = False) -> "Gy
     try:
         return GymEnvironment(env, code, config)
     except Avtd3Error:
-        with contextlib.suppress(WorldError):
-            code.call("close()", env.close)
+        code.discard(env)
         raise
 
 

@@ -5,7 +5,6 @@ Importing this module registers ``avtd3/Road-v0``, ``avtd3/Country-v0``, ``avtd3
 ``gymnasium.make("avtd3.collect.gym_road:avtd3/Road-v0")``: since its version 1.0 it has no plugins.
 """
 
-import dataclasses
 from typing import Any
 
 import gymnasium
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import ObservationConfig, TaskConfig
-from avtd3.collect.maps.scenarios import SCENARIOS
+from avtd3.collect.maps.scenarios import scenario as make_scenario
 from avtd3.collect.scores import total_reward
 from avtd3.collect.sim.world import RoadConfig, RoadWorld
 from avtd3.store.errors import ConfigError
@@ -68,7 +67,7 @@ class RoadEnv(gymnasium.Env[dict[str, NDArray[Any]], NDArray[np.float32]]):
         if render_mode not in (None, "rgb_array"):
             raise ConfigError(f"render_mode is {render_mode!r}, expected None or 'rgb_array'")
         try:
-            chosen = dataclasses.replace(SCENARIOS[0], network_kinds=tuple(networks), **scenario)
+            chosen = make_scenario(0, network_kinds=tuple(networks), **scenario)
         except TypeError as error:
             raise ConfigError(f"scenario: {error}") from error
         observation = ObservationConfig(vector="speed" if vision else "full", stack=stack)

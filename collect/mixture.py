@@ -195,11 +195,6 @@ class DriverPool:
         """Why the last poll did not take the newest policy, or an empty string."""
         return self._store.warning if self._store else ""
 
-    @property
-    def path(self) -> Path | None:
-        """Directory that policies come from."""
-        return self._store.path if self._store else None
-
 
 def _open_policy_store(policies: Path | None) -> "PolicyStore":
     if policies is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Self
 
 from avtd3.collect.plan import claimed_units, held_episodes
+from avtd3.store.cluster import check_shared
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError
 from avtd3.store.files import remote_url, show_path
 from avtd3.store.format.layout import GROUP_FILE
 from avtd3.store.remote.background import Background, PolicyPull, Spool, SpoolSize, spool_path
@@ -109,19 +109,17 @@ class CollectPlaces:
             return Dataset.open(self.dataset)
         return Dataset.create(self.dataset, self._spool.read_spec(self._should_stop))
 
-    def claimed(self, plan_digest: str) -> set[int]:
-        """Return the claimed units of a plan; publish what workers that died have claimed."""
-        here = claimed_units(self.dataset, plan_digest)
-        if self._spool is None:
-            return here
-        return self._spool.claimed(plan_digest, self._should_stop) | here
+    def held(self, plan_digest: str) -> tuple[set[int], dict[int, int]]:
+        """Return the claimed units of a plan, and the steps of its episodes there are, by index.
 
-    def held(self, plan_digest: str) -> dict[int, int]:
-        """Return the steps of the episodes of a plan that the dataset holds, by index."""
+        First publish what workers that died have claimed.
+        """
+        units = claimed_units(self.dataset, plan_digest)
         here = held_episodes(Dataset.open(self.dataset), plan_digest)
-        if self._spool is None:
-            return here
-        return self._spool.held(plan_digest, self._should_stop) | here
+        if self._spool is not None:
+            more, there = self._spool.held(plan_digest, self._should_stop)
+            units, here = units | more, there | here
+        return units, here
 
     @property
     def spool_used(self) -> int | None:
@@ -165,15 +163,6 @@ class CollectPlaces:
             f"{plural(spool.left, 'segment')} not uploaded to {spool.url}: {spool.waiting}; they "
             f"wait in {spool.path}: run the same command with --resume, or avtd3 push {spool.path} "
             f"{spool.url}"
-        )
-
-
-def check_shared(url: str) -> None:
-    """Raise if the workers of a cluster cannot see a URL."""
-    if url.startswith("memory://"):
-        raise ConfigError(
-            f"{url} is a place within one process, which the workers of --scheduler do not see; "
-            "give a directory that all of them see, or a bucket"
         )
 
 

@@ -18,7 +18,7 @@ An episode that was cut short counts as present, also if the simulator was lost;
 not, nor one that ran when the collection was killed. Without a time limit, `steps` cuts an episode.
 
 The settings of each plan are in ``DATASET/.plans``. A resumed collection keeps them, and those that
-it changes are recorded there; see `choose_plan`.
+it changes are recorded there; see `choose_plan` of `avtd3.collect.collector`.
 
 Training seeds are even, evaluation seeds odd. Worlds choose road networks by this bit, so no
 dataset contains a road of the evaluation.
@@ -28,9 +28,9 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +42,6 @@ from avtd3.store.errors import (
     SegmentCorruptError,
     SegmentNotFoundError,
     UnreadableError,
-    abbreviate,
 )
 from avtd3.store.files import canonical_json, exists, read_json, sha256, storage_errors, write_aside
 from avtd3.store.format.layout import GROUP_FILE, STAGING
@@ -59,6 +58,7 @@ MAX_SEED = 2**62 - 1
 UNIT = 8
 """Consecutive episodes of a unit of work on a Dask cluster; they become one segment. It is part of
 what a claim means: a change would let two versions collect the same episodes twice."""
+_OPTIONS: dict[str, Any] = {"steps": int, "episodes": int, "seconds": float | int, "policies": str}
 _REPEATS = 10_000_000
 """Distance between the numbers of a unit and of what is missing of it later."""
 GROUP = 4
@@ -209,7 +209,9 @@ class StoredPlan:
     def is_valid(self) -> bool:
         """Whether a file has values of these types."""
         parts = (self.config, self.options, *self.changes)
-        return isinstance(self.digest, str) and all(isinstance(part, dict) for part in parts)
+        if not (isinstance(self.digest, str) and all(isinstance(part, dict) for part in parts)):
+            return False
+        return all(isinstance(self.options.get(n), kind | None) for n, kind in _OPTIONS.items())
 
     def record(self, path: Path, *, before: "StoredPlan | None", from_step: int) -> list[str]:
         """Write the plan to its file in a dataset; return what changed since before, as text."""
@@ -227,12 +229,7 @@ class StoredPlan:
 
 
 def stored_plans(path: Path) -> list[StoredPlan]:
-    """Return the plans of a dataset; older ones from what their newest segment says.
-
-    Raises:
-        DatasetError: If the path is something else than a dataset.
-        ConfigError: If the file of a plan is invalid.
-    """
+    """Return the plans of a dataset; older ones from what their newest segment says."""
     if not exists(path / GROUP_FILE):
         return []
     found: dict[str, StoredPlan] = {}
@@ -268,72 +265,6 @@ def _read_plan(file: Path) -> StoredPlan:
             "again"
         )
     return plan
-
-
-class PlanSettings(Protocol):
-    """The settings of a collection, as far as `choose_plan` needs them."""
-
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-
-    @property
-    def seed(self) -> int:
-        """Seed of the plan."""
-        ...
-
-    def plan_document(self) -> dict[str, Any]:
-        """Return the settings that affect the data."""
-        ...
-
-
-Settings = TypeVar("Settings", bound=PlanSettings)
-
-
-def choose_plan(
-    path: Path, configure: Callable[[Mapping[str, Any] | None], Settings]
-) -> tuple[Settings, StoredPlan | None]:
-    """Return the settings of a resumed collection, and the plan that it continues.
-
-    That is the plan of the seed that the user named, or the dataset's only plan. No plan has that
-    seed: a new plan, and None.
-
-    Args:
-        path: The dataset, which may not exist.
-        configure: Applies what the user named to stored settings, or to the defaults for None.
-
-    Raises:
-        ConfigError: If the user named settings that would make it another plan, or if several plans
-            fit.
-    """
-    tried: list[tuple[Settings, StoredPlan]] = []
-    problem: ConfigError | None = None
-    for plan in stored_plans(path):
-        try:
-            tried.append((configure(plan.config), plan))
-        except ConfigError as error:  # of what the user named, or of another version
-            problem = error
-    own = [(settings, plan) for settings, plan in tried if settings.seed == plan.seed]
-    fitting = [(s, plan) for s, plan in own if digest(s.plan_document()) == plan.digest]
-    if len(fitting) == 1:
-        return fitting[0]
-    if not own:
-        settings = configure(None)
-        if problem is not None and not tried:
-            raise problem
-        return settings, None
-    if len(own) > 1:
-        seeds = ", ".join(sorted({abbreviate(plan.seed) for _, plan in own}))
-        raise ConfigError(
-            f"{path} has {len(own)} plans that this could resume, of seed {seeds}; name one with "
-            "--seed and the settings that it was started with"
-        )
-    settings, plan = own[0]
-    changes = differences(plan.config, dataclasses.asdict(settings), "collect.")
-    named = "; ".join(map(str, changes)) or "another version of avtd3 made it"
-    raise ConfigError(
-        f"{path} has a plan of seed {settings.seed} that cannot be resumed like this ({named}): a "
-        "plan keeps the settings that its data depend on; leave them as they are, or start another "
-        "plan with another --seed and without --resume"
-    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,12 +33,11 @@ from avtd3.store.maintenance.derive import (
     shared_line,
 )
 from avtd3.store.maintenance.removal import (
-    MaintenanceProgress,
     MaintenanceReport,
     Problems,
     exclusive,
 )
-from avtd3.store.render.text import join_lines, plural
+from avtd3.store.render.text import WorkProgress, join_lines, plural
 from avtd3.store.replaced import RENDER
 from avtd3.store.seal import (
     array_files,
@@ -124,19 +123,12 @@ def rerender(
     workers: int = 1,
     servers: CarlaConfig | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> RenderReport:
     """Make a dataset of the same episodes with other pictures, or add what is new to it.
 
-    Actions, rewards, ends and everything else stay as they are; files that do not change are
-    shared by hard links. ``should_stop`` is called before each segment; True ends the command.
-    For episodes of CARLA, each of the ``servers`` takes the pictures of a part of the segments.
-
-    Raises:
-        DatasetError: No episode has a stored state of the world.
-        ConfigError: ``target`` is the source, or has pictures with other changes; a server lacks
-            the map or a blueprint.
-        WorldError: No server can be used.
+    Files that do not change are shared by hard links. For episodes of CARLA, each of the servers
+    takes the pictures of a part of the segments.
     """
     old = Dataset.open(source)
     if target.resolve() == source.resolve():
@@ -158,13 +150,13 @@ def check_pictures(
     *,
     workers: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> RenderReport:
     """Draw the pictures of a dataset again, compare them with the stored ones, change nothing."""
     old = Dataset.open(source)
     changes = SceneChanges()
     _, scene = _new_spec(old, changes)
-    if not _comparable(scene):
+    if isinstance(scene, CarlaScene) and not scene.views():
         raise ConfigError(
             f"the pictures of {source} are of cameras of CARLA, which takes no two equal pictures; "
             "only views from above can be compared"
@@ -188,11 +180,6 @@ AnyScene = Scene | CarlaScene
 def _parse(setup: Mapping[str, Any]) -> AnyScene:
     """Read the setup of a record; raise SpecError if this version cannot draw it."""
     return CarlaScene.parse(setup) if setup.get("world") == CARLA else Scene.parse(setup)
-
-
-def _comparable(scene: AnyScene) -> Mapping[str, StreamCamera] | bool:
-    """Return the streams whose pictures can be drawn again equally; True for all of them."""
-    return scene.views() if isinstance(scene, CarlaScene) else True
 
 
 def _new_spec(old: Dataset, changes: SceneChanges) -> tuple[EpisodeSpec, AnyScene]:
@@ -242,7 +229,7 @@ def _run(
     refused: Sequence[Refusal],
     workers: int,
     should_stop: Callable[[], bool],
-    on_progress: Callable[[MaintenanceProgress], None],
+    on_progress: Callable[[WorkProgress], None],
 ) -> RenderReport:
     total, is_check = len(whole.segments), whole.target is None
     count = max(1, min(workers, total))
@@ -254,7 +241,7 @@ def _run(
     def show(tallies: list[RenderTally | None]) -> None:
         done = sum(tally.derived.done for tally in tallies if tally is not None)
         verb = "compared" if is_check else "drew"
-        on_progress(MaintenanceProgress(verb=verb, done=done, total=total))
+        on_progress(WorkProgress(verb=verb, done=done, total=total))
 
     tallies, lost = run_jobs(run_job, jobs, should_stop=should_stop, on_reports=show)
     known = [tally or RenderTally() for tally in tallies]
@@ -285,10 +272,6 @@ def run_job(
         if job.target is None:
             return work.compare(should_stop, on_tally)
         return work.make(Dataset.open(job.target), should_stop, on_tally)
-
-
-def _frames(segment: Segment, stream: str) -> Iterator[NDArray[np.uint8]]:
-    return (frame for _, part in segment.frame_parts(stream) for frame in part)
 
 
 class _Drawing:
@@ -336,8 +319,10 @@ class _Drawing:
                 segment = self._old.open_segment(name)
                 scenes = self._scenes(segment)
                 named = scenes[0][0].streams if scenes else {}
-                names = list(named or segment.spec.images)
-                stored = {name: _frames(segment, name) for name in names}
+                stored = {
+                    name: (frame for _, part in segment.frame_parts(name) for frame in part)
+                    for name in named or segment.spec.images
+                }
                 for drawn in self._pictures(segment, scenes):
                     for name, frames in stored.items():
                         same = np.array_equal(next(frames), drawn.get(name, _NOTHING))

@@ -6,14 +6,15 @@ effect. `DelayConfig` draws such delays, and they are stored with every step.
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.drivers import Driver, action_bounds
+from avtd3.collect.drivers import action_bounds
 from avtd3.collect.environment import Environment, ResetResult
 from avtd3.collect.scores import total_reward
 from avtd3.store.errors import ConfigError
@@ -22,9 +23,6 @@ from avtd3.store.spec import IMAGE
 from avtd3.store.step import Observation, Step
 from avtd3.store.step_labels import StepLabels
 from avtd3.store.world_record import WorldRecord
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 PER = ("episode", "step")
 _STREAM = 0xDE1A7
@@ -75,11 +73,31 @@ def _periods(name: str, limits: tuple[float, float], period_s: float) -> tuple[i
     return low, high
 
 
+def _of_inner(name: str) -> Any:  # noqa: ANN401 - as in `Environment`
+    """Return a property whose value is that of the inner environment."""
+    return property(operator.attrgetter(f"_inner.{name}"))
+
+
 class TimedEnvironment(Environment):
     """Steps another environment several times per decision, and delays what is seen and done.
 
-    The rewards of a decision are summed. An episode may end within a decision.
+    The rewards of a decision are summed. An episode may end within a decision. What does not depend
+    on time is that of the inner environment.
     """
+
+    setting = _of_inner("setting")
+    scenario = _of_inner("scenario")
+    scenario_count = _of_inner("scenario_count")
+    simulator = _of_inner("simulator")
+    notices = _of_inner("notices")
+    has_time_limit = _of_inner("has_time_limit")
+    legend = _of_inner("legend")
+    driver = _of_inner("driver")
+    teacher = _of_inner("teacher")
+    takeover = _of_inner("takeover")
+    measures = _of_inner("measures")
+    picture = _of_inner("picture")
+    close = _of_inner("close")
 
     def __init__(self, inner: Environment, action_repeat: int, delay: DelayConfig) -> None:
         self._inner, self._repeat, self._delay = inner, action_repeat, delay
@@ -91,48 +109,6 @@ class TimedEnvironment(Environment):
         low, high = action_bounds(inner.spec)
         self._neutral = np.clip(np.zeros_like(low), low, high)
         self._images: dict[int, Mapping[str, NDArray[np.uint8]]] = {}
-
-    @property
-    def setting(self) -> str:
-        """That of the inner environment."""
-        return self._inner.setting
-
-    @property
-    def scenario(self) -> int:
-        """That of the inner environment."""
-        return self._inner.scenario
-
-    @property
-    def scenario_count(self) -> int:
-        """That of the inner environment."""
-        return self._inner.scenario_count
-
-    @property
-    def simulator(self) -> str:
-        """That of the inner environment."""
-        return self._inner.simulator
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Those of the inner environment."""
-        return self._inner.notices
-
-    @property
-    def has_time_limit(self) -> bool:
-        """That of the inner environment."""
-        return self._inner.has_time_limit
-
-    def driver(self, base: str) -> Driver:
-        """Make a driver of the inner environment."""
-        return self._inner.driver(base)
-
-    def teacher(self) -> Driver | None:
-        """Make that of the inner environment."""
-        return self._inner.teacher()
-
-    def takeover(self, policy: Driver) -> Driver:
-        """Make a driver of the inner environment."""
-        return self._inner.takeover(policy)
 
     def reset(self, seed: int, index: int = 0) -> ResetResult:
         """Start an episode; the same seed and index give the same delays."""
@@ -224,10 +200,6 @@ class TimedEnvironment(Environment):
             camera_delay_s=camera.astype(np.float32), action_delay_s=command.astype(np.float32)
         )
 
-    def measures(self) -> Mapping[str, float]:
-        """Return those of the inner environment."""
-        return self._inner.measures()
-
     def events(self) -> tuple[Event, ...]:
         """Return those of the inner environment, at the decisions in which they happened."""
         if self._repeat == 1:
@@ -246,11 +218,3 @@ class TimedEnvironment(Environment):
             ego=record.ego[shown],
             actors=record.actors[shown],
         )
-
-    def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
-        """Draw that of the inner environment, without delays."""
-        return self._inner.picture(action, title)
-
-    def close(self) -> None:
-        """Release the inner environment."""
-        self._inner.close()

@@ -17,8 +17,7 @@ from avtd3.collect.custom_world import (
     installed_worlds,
     open_custom_world,
 )
-from avtd3.collect.driving.expert import ExpertConfig
-from avtd3.collect.driving.takeover import TakeoverConfig
+from avtd3.collect.driving.expert import ExpertConfig, TakeoverConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.driving.world import World
 from avtd3.collect.environment import Environment
@@ -142,8 +141,7 @@ def use_current_directory(config: EnvironmentConfig) -> None:
 
     The directory comes last in `sys.path`, so it hides no installed package.
     """
-    folder = str(Path.cwd())
-    if config.is_custom and folder not in sys.path:
+    if config.is_custom and (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)
 
 
@@ -174,20 +172,18 @@ def open_environment(
             f"world_options are {dict(config.world_options)}, expected none for world "
             f"{config.world}: only a world of your own has them"
         )
-    environment: Environment
+    made: World | Environment
     if config.world.startswith(GYM):
-        environment = open_gym(config.world.removeprefix(GYM), config.gym, render=render)
+        made = open_gym(config.world.removeprefix(GYM), config.gym, render=render)
     else:
-        world = factory(config, worker)
-        environment = as_environment(
-            world, config.task, config.scenario, config.expert, config.takeover
-        )
-    if config.action_repeat > 1 or not config.delay.is_none:
-        environment = TimedEnvironment(environment, config.action_repeat, config.delay)
+        made = factory(config, worker)
     try:
-        yield environment
+        made = as_environment(made, config.task, config.scenario, config.expert, config.takeover)
+        if config.action_repeat > 1 or not config.delay.is_none:
+            made = TimedEnvironment(made, config.action_repeat, config.delay)
+        yield made
     finally:
         try:
-            environment.close()
+            made.close()
         except WorldError as error:
             warnings.warn(str(error), RuntimeWarning, stacklevel=1)

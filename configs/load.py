@@ -27,15 +27,13 @@ import yaml
 from avtd3.store.errors import ConfigError, UnreadableError, abbreviate, escape
 from avtd3.store.files import is_passing, read_bytes
 
-SECTIONS: Mapping[str, tuple[str, str]] = types.MappingProxyType(
-    {
-        "collect": ("avtd3.collect.collector", "CollectConfig"),
-        "learn": ("avtd3.learn.config", "LearnConfig"),
-        "audit": ("avtd3.store.audit.audit", "AuditConfig"),
-        "evaluate": ("avtd3.collect.evaluator", "EvaluateConfig"),
-        "demo": ("avtd3.configs.commands.demo", "DemoConfig"),
-    }
-)
+SECTIONS: Mapping[str, tuple[str, str]] = {
+    "collect": ("avtd3.collect.collector", "CollectConfig"),
+    "learn": ("avtd3.learn.config", "LearnConfig"),
+    "audit": ("avtd3.store.audit.audit", "AuditConfig"),
+    "evaluate": ("avtd3.collect.evaluator", "EvaluateConfig"),
+    "demo": ("avtd3.configs.commands.demo", "DemoConfig"),
+}
 """Module and name of the dataclass of each section."""
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -49,33 +47,29 @@ MAX_INTEGER = 2**63 - 1
 SHOWN_PROBLEMS = 5
 """Number of problems that one error message lists."""
 
-_SYNONYMS: Mapping[str, str] = types.MappingProxyType(
-    {
-        "alpha": "bc_alpha",
-        "batch": "batch_size",
-        "buffer_size": "capacity",
-        "delay": "policy_delay",
-        "discount": "gamma",
-        "learning_rate": "lr",
-        "nstep": "n_step",
-        "polyak": "tau",
-        "policy_freq": "policy_delay",
-        "policy_noise": "target_policy_noise",
-        "noise_clip": "target_noise_clip",
-    }
-)
+_SYNONYMS: Mapping[str, str] = {
+    "alpha": "bc_alpha",
+    "batch": "batch_size",
+    "buffer_size": "capacity",
+    "delay": "policy_delay",
+    "discount": "gamma",
+    "learning_rate": "lr",
+    "nstep": "n_step",
+    "polyak": "tau",
+    "policy_freq": "policy_delay",
+    "policy_noise": "target_policy_noise",
+    "noise_clip": "target_noise_clip",
+}
 """Names that other programs use for a setting."""
-_EXPECTED: Mapping[str, str] = types.MappingProxyType(
-    {
-        "int_type": "a whole number",
-        "float_type": "a number",
-        "bool_type": "true or false",
-        "string_type": "a string",
-        "tuple_type": "a list",
-        "dict_type": "a mapping",
-        "dataclass_type": "a mapping of settings",
-    }
-)
+_EXPECTED: Mapping[str, str] = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "dataclass_type": "a mapping of settings",
+}
 """Expected value for each of pydantic's error types, in terms of YAML."""
 
 
@@ -215,7 +209,7 @@ def _described_schema(kinds: Sequence[type]) -> dict[str, Any]:
     from the schemas of the base classes.
     """
     found = dict.fromkeys(hint for kind in kinds for _, hint in _walk(kind, ""))
-    used = [hint for hint in found if dataclasses.is_dataclass(hint)]
+    used = [kind for kind in found if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
     bases = {kind: [b for b in kind.__mro__[1:] if dataclasses.is_dataclass(b)] for kind in used}
     extra = {base for inherited in bases.values() for base in inherited} - bases.keys()
     schema = _adapter(*kinds, *extra, described=True).json_schema()
@@ -313,7 +307,8 @@ def read_text(path: Path, *, otherwise: str) -> str:
             raise UnreadableError(error.errno, message) from error
         raise ConfigError(message) from error
     except ValueError as error:
-        raise ConfigError(f"config {path} cannot be read as UTF-8 text: {error}") from error
+        how = " as UTF-8 text" if isinstance(error, UnicodeDecodeError) else ""
+        raise ConfigError(f"config {path} cannot be read{how}: {error}") from error
 
 
 def _chosen_sections(section: str | None) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from leaderboard.autoagents.autonomous_agent import AutonomousAgent, Track
 
 from avtd3.collect import Route, Turn, VehicleState
-from avtd3.collect.carla.car import Grayscale
+from avtd3.collect.carla.car import gray
 from avtd3.collect.carla.config import CarlaCamera
 from avtd3.collect.driving.task import ObservationConfig, VectorBuilder, heading_error
 from avtd3.collect.maps.route import distance_along, resample
@@ -45,7 +45,6 @@ class PolicyAgent(AutonomousAgent):
         spec = self.actor.policy.spec
         _, height, width = spec.image.frame_shape
         self.camera = CarlaCamera(height=height, width=width)
-        self.gray = Grayscale(height, width, self.camera.supersample)
         points = sum(name.startswith("waypoint_") for name in spec.vector_names) // 2
         self.observation = ObservationConfig(
             vector="full" if points > 0 else "speed",
@@ -94,7 +93,8 @@ class PolicyAgent(AutonomousAgent):
         pixels = np.ascontiguousarray(input_data["camera"][1][..., :4])
         steer, pedal = self.actor.act(
             Observation(
-                image=self.gray(pixels.reshape(-1)), vector=self.builder.build(state, at, heading)
+                image=gray(pixels, self.camera.supersample),
+                vector=self.builder.build(state, at, heading),
             )
         ).tolist()
         return carla.VehicleControl(steer=steer, throttle=max(pedal, 0.0), brake=max(-pedal, 0.0))

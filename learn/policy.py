@@ -589,7 +589,10 @@ def _newest_file(directory: Path) -> Path:
         return directory / latest.file
     if versions := list_versions(directory):
         return directory / policy_name(versions[-1])
-    raise CheckpointError(f"{directory} contains no policy; publish one with avtd3 learn")
+    raise CheckpointError(
+        f"{directory} contains no policy; give the directory that avtd3 learn publishes into, such "
+        "as RUN/policies"
+    )
 
 
 def sample_observations(spec: EpisodeSpec, device: torch.device) -> ObservationBatch:

@@ -11,7 +11,6 @@ normalisation of the vector, the action's bounds and the action limit are parts 
 
 import contextlib
 import dataclasses
-import importlib
 import importlib.metadata
 import io
 import json
@@ -34,9 +33,8 @@ from avtd3.store.errors import (
     Avtd3Error,
     CheckpointError,
     ConfigError,
-    MissingPackageError,
     abbreviate,
-    install_command,
+    import_extra,
 )
 from avtd3.store.files import read_json, show_path, write_aside
 from avtd3.store.remote.background import local_policy, mirror_path
@@ -248,7 +246,7 @@ def _torch_runner(program: torch.export.ExportedProgram) -> _Runner:
 
 def _to_onnx(graph: _Graph, about: Mapping[str, Any]) -> bytes:
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        _require(name)
+        import_extra(name, "onnx", "an export to ONNX needs")
     with _quiet():
         program = torch.onnx.export(
             graph,
@@ -268,17 +266,9 @@ def _to_onnx(graph: _Graph, about: Mapping[str, Any]) -> bytes:
 
 
 def _onnx_runner(data: bytes, names: Sequence[str]) -> _Runner:
-    session = _require("onnxruntime").InferenceSession(data, providers=["CPUExecutionProvider"])
+    runtime = import_extra("onnxruntime", "onnx", "an export to ONNX needs")
+    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     return lambda inputs: session.run(["action"], dict(zip(names, inputs, strict=True)))[0]
-
-
-def _require(name: str) -> Any:  # noqa: ANN401 - a module
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingPackageError(
-            f"an export to ONNX needs {name}; install it with {install_command('onnx')}"
-        ) from error
 
 
 @contextlib.contextmanager

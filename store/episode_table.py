@@ -42,6 +42,7 @@ AttributeColumn: TypeAlias = list[str] | NDArray[np.int64] | NDArray[np.float64]
 _PREFIX = "attribute_"
 _ATTRIBUTE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _INT64 = range(-(2**63), 2**63)
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _MAX_WHOLE = 2**53
 """Whole numbers up to this size are exact in float64, too."""
 
@@ -67,9 +68,10 @@ class EpisodeInfo:
         for field in ("index", "seed", "policy_version"):
             _check_int64(field, getattr(self, field))
         check_text("policy_digest", self.policy_digest)
-        if not 0.0 <= self.exploration_noise < math.inf:
+        if not 0.0 <= self.exploration_noise <= _MAX_FLOAT32:
             raise SpecError(
-                f"episode exploration_noise is {abbreviate(self.exploration_noise)}, expected >= 0"
+                f"episode exploration_noise is {abbreviate(self.exploration_noise)}, expected >= 0 "
+                "and a number of float32"
             )
         if len(self.attributes) > MAX_ATTRIBUTES:
             raise SpecError(

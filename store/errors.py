@@ -29,6 +29,7 @@ Each error is also a built-in exception, given in parentheses.
 
 import dataclasses
 import errno
+import importlib
 import importlib.metadata
 import json
 import math
@@ -36,6 +37,7 @@ import os
 import typing
 import urllib.parse
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 MAX_MESSAGE = 1900
 """Characters of the longest message; values in it may come from a file of any size."""
@@ -256,6 +258,22 @@ def install_command(extra: str) -> str:
         path = urllib.parse.unquote(document["url"].removeprefix("file://"))
         return f"pip install -e '{path}[{extra}]'"
     return f"pip install 'avtd3[{extra}]'"
+
+
+def import_extra(name: str, extra: str, needed_by: str) -> Any:  # noqa: ANN401 - a module
+    """Import a module of a package that one of avtd3's extras installs.
+
+    `needed_by` begins the message, as in ``HDF5 files need``.
+
+    Raises:
+        MissingPackageError: The package is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{needed_by} {name}; install it with {install_command(extra)}"
+        ) from error
 
 
 def abbreviate(value: object, most: int = 80) -> str:

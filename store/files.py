@@ -16,6 +16,7 @@ import shutil
 import stat
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -291,6 +292,18 @@ def parse_json(data: bytes, path: Path | str) -> Any:  # noqa: ANN401 - as above
         raise ValueError(f"{path} is JSON nested too deep to read") from error
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def unzip(data: bytes, max_bytes: int) -> bytes:
+    """Decompress a gzip file; raise `ValueError` if it is damaged or has more bytes than that."""
+    decoder = zlib.decompressobj(wbits=31)
+    try:
+        text = decoder.decompress(data, max_bytes)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    if not decoder.eof:
+        raise ValueError(f"it ends early, or has more than {max_bytes} bytes")
+    return text
 
 
 @functools.lru_cache(maxsize=4096)  # segments repeat the same 50 paths

@@ -13,7 +13,6 @@ import dataclasses
 import gzip
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +30,7 @@ from avtd3.store.files import (
     read_bytes,
     sha256,
     storage_errors,
+    unzip,
     write_aside,
 )
 from avtd3.store.format.arrays import ArrayFiles
@@ -96,7 +96,12 @@ class WorldRecord:
 
     def first(self, observations: int) -> Self:
         """Return the record of the first observations; raise SpecError if it cannot be stored."""
-        shapes = ((observations, 3), (observations, len(self.setup.get("actors", ())), 3))
+        shown = self.setup.get("actors")
+        if not isinstance(shown, list | tuple):
+            raise SpecError(
+                f"world record's setup has actors {abbreviate(shown)}, expected a list of shapes"
+            )
+        shapes = ((observations, 3), (observations, len(shown), 3))
         ego, actors = self.ego[:observations], self.actors[:observations]
         dtypes = (np.dtype(np.float64), np.dtype(np.int64))
         if (ego.shape, actors.shape) != shapes or (ego.dtype, actors.dtype) != dtypes:
@@ -165,7 +170,11 @@ def record_layout(name: str, size: int) -> ArrayLayout:
 def record_layouts(files: ArrayFiles, *, steps: int, episodes: int) -> dict[str, ArrayLayout]:
     """Return the arrays of records that a segment has; empty without records."""
     values = 3 * (steps + episodes)
-    most = {SETUP: episodes * MAX_SETUP_BYTES, EGO: values, ACTOR: values * MAX_ACTORS}
+    most = {
+        SETUP: episodes * (MAX_SETUP_BYTES + len("[],")),
+        EGO: values,
+        ACTOR: values * MAX_ACTORS,
+    }
     sizes = {name: files.rows(name, count) for name, count in most.items()}
     if not sizes[SETUP]:
         return {}
@@ -256,25 +265,17 @@ def read_map(dataset: Path, digest: str) -> str:
     path = map_path(dataset, digest)
     source = "copy it from the dataset that these segments were copied from"
     try:
-        data = _unzipped(read_bytes(path, _MAX_MAP_BYTES))
+        data = unzip(read_bytes(path, _MAX_MAP_BYTES), _MAX_MAP_BYTES)
     except FileNotFoundError as error:
         raise DatasetError(f"{path} is missing; {source}") from error
     except OSError as error:
         kind = DatasetUnreadableError if is_passing(error) else DatasetError
         raise kind(f"{path} cannot be read: {advice(error, reads=True)}") from error
-    except (ValueError, zlib.error) as error:
+    except ValueError as error:
         raise DatasetError(f"{path} is damaged ({error}); {source}") from error
     if sha256(data) != digest:
         raise DatasetError(f"{path} is damaged: its SHA-256 is not that of its name; {source}")
     return data.decode("utf-8", "replace")
-
-
-def _unzipped(data: bytes) -> bytes:
-    decoder = zlib.decompressobj(wbits=31)
-    text = decoder.decompress(data, _MAX_MAP_BYTES)
-    if not decoder.eof:
-        raise ValueError(f"it ends early, or has more than {_MAX_MAP_BYTES} bytes")
-    return text
 
 
 def stored_maps(dataset: Path) -> dict[str, Path]:

@@ -218,6 +218,7 @@ class PendingSegment:
 
     def begin(self, info: EpisodeInfo, now_s: float) -> None:
         """Begin an episode; its first observation comes next."""
+        self.drop_running()  # what an interrupt left
         if not self.ended or now_s < self.opened_at:
             self.opened_at = now_s
         self.running, self._running_since, self.end_reason = info, now_s, ""
@@ -280,19 +281,18 @@ class PendingSegment:
         """Make the running episode, of at least one step, a whole one."""
         assert self.running is not None, "checked by the writer"
         rewards = self.columns.reward[self.whole_steps : self.steps]
-        self.ended.append(
-            EndedEpisode(
-                info=self.running,
-                length=self.running_steps,
-                episode_return=float(rewards.sum(dtype=np.float64)),
-                end_reason=reason,
-                wall_time=self._running_since,
-                events=tuple(events),
-                world=world,
-                labels=labels,
-            )
+        episode = EndedEpisode(
+            info=self.running,
+            length=self.running_steps,
+            episode_return=float(rewards.sum(dtype=np.float64)),
+            end_reason=reason,
+            wall_time=self._running_since,
+            events=tuple(events),
+            world=world,
+            labels=labels,
         )
-        self.whole_steps = self.steps
+        # Without a call in between, an interrupt cannot leave a part of it.
+        self.ended, self.whole_steps, self.running = [*self.ended, episode], self.steps, None
         self.drop_running()
 
     def drop_running(self) -> None:
@@ -313,17 +313,19 @@ class PendingSegment:
         }
 
     def drop_whole(self) -> None:
-        """Drop the whole episodes, which are published, and keep the running one."""
-        observations, steps = self.whole_observations, self.whole_steps
+        """Drop the whole episodes, which are published, and keep the running one.
+
+        An interrupt drops the running one, too, but never publishes an episode twice.
+        """
+        observations, steps, running = self.whole_observations, self.whole_steps, self.running
+        self.ended, self.whole_steps, self.running = [], 0, None
         self.columns.drop(observations, steps)
         for frames in self._frames.values():
             frames.drop(observations)
-        self.ended = []
         self._observations -= observations
         self._over_at -= steps
         self.steps -= steps
-        self.whole_steps = 0
-        self.opened_at = self._running_since
+        self.opened_at, self.running = self._running_since, running
 
 
 _COLLECTOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -513,7 +515,7 @@ class SegmentWriter:
         if pending.running is None or pending.is_over:
             raise SpecError("no episode is running; call begin first")
         number, checker = pending.running_steps + 1, self._checker
-        if number > MAX_STEPS:
+        if pending.steps >= MAX_STEPS and (self._claim is not None or self.flush() is None):
             raise SpecError(f"the episode has {MAX_STEPS} steps, the most allowed; end it")
         checker.check_action(action)
         total = checker.check_reward(reward, reward_terms)
@@ -632,10 +634,7 @@ class SegmentWriter:
             codec=pending.codec,
             provenance={**self._provenance, "sealed_at": now},
         )
-        staging, target = (
-            self._dataset.staging_path / segment_id,
-            self._dataset.segments_path / segment_id,
-        )
+        target = self._dataset.segments_path / segment_id
         published = PublishedSegment(
             segment_id=segment_id,
             path=target,
@@ -644,18 +643,19 @@ class SegmentWriter:
             size_bytes=sum(map(len, files.values())),
         )
         self._publish_maps()
+        staging, is_published = self._dataset.staging_path / segment_id, False
         try:
             publish(staging, target, files, check=lambda _: self._check_claim(files))
+            is_published = True
         except _NotClaimed:
-            self._pending.drop_whole()
+            pending.drop_whole()
             return None
-        except BaseException:
+        finally:
             # What readers can see is published, even if the last fsync failed or a signal came.
             # If it were kept, it would be published twice.
-            if os.path.exists(target):  # noqa: PTH110 - never raises
-                self._drop(published)
-            raise
-        self._drop(published)
+            if is_published or os.path.exists(target):  # noqa: PTH110 - never raises
+                self.bytes_published += published.size_bytes
+                pending.drop_whole()
         return published
 
     def _check_claim(self, files: Mapping[str, bytes]) -> None:
@@ -667,10 +667,6 @@ class SegmentWriter:
         for world in (episode.world for episode in self._pending.ended):
             if world is not None and world.map_text and world.map_digest not in self._maps:
                 self._maps.add(publish_map(self._dataset.path, world.map_text))
-
-    def _drop(self, published: PublishedSegment) -> None:
-        self.bytes_published += published.size_bytes
-        self._pending.drop_whole()
 
     def close(self) -> PublishedSegment | None:
         """Publish the whole episodes in memory; safe to call twice.

@@ -8,10 +8,11 @@ near its middle; the offset of its bounding box leads to the middle.
 import cmath
 import collections
 import dataclasses
+import functools
 import math
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import carla
@@ -21,8 +22,7 @@ from numpy.typing import NDArray
 from avtd3.collect.carla.scene import Body
 from avtd3.collect.carla.server import REJECTED, Server
 from avtd3.collect.driving.world import VehicleState
-from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting
-from avtd3.collect.maps.episode_setup import Start
+from avtd3.collect.maps.episode_setup import FrontCamera, Mounting, Start
 from avtd3.store.errors import ConfigError, WorldLost
 
 EGO_ROLE = "hero"
@@ -64,11 +64,8 @@ class Pose:
 class Car:
     """The driven vehicle, spawned at a start where the road has a height of `ground_m`.
 
-    `colour` is its attribute ``color``; None for that of the blueprint.
-
-    Raises:
-        WorldLost: The server did not answer; with reason ``spawn_refused``: the place is occupied.
-        ConfigError: The server has no such vehicle.
+    `colour` is its attribute ``color``; None for that of the blueprint. `WorldLost` with the reason
+    ``spawn_refused`` says that the place is occupied.
     """
 
     def __init__(
@@ -215,6 +212,20 @@ class Car:
         return pose
 
 
+def spawn_car(server: Server, places: Iterable[tuple[Start, float]]) -> tuple[Car, int]:
+    """Spawn the car at the first place that is free, of starts with their heights; return which."""
+    refused: WorldLost | None = None
+    for number, (start, ground_m) in enumerate(places):
+        try:
+            return Car(server, start, ground_m), number
+        except WorldLost as error:
+            if error.reason != "spawn_refused":
+                raise
+            refused = error
+    assert refused is not None, "there is at least one place"
+    raise refused
+
+
 class Motion:
     """The state of the car within one episode, from a pose and the simulated time there."""
 
@@ -301,76 +312,50 @@ def _transform(start: Start, height_m: float, ahead_m: float = 0.0) -> carla.Tra
 
 
 _LUMA_BGRA = (0.114, 0.587, 0.299, 0.0)  # ITU-R BT.601
-
-
-class Grayscale:
-    """Convert B, G, R, A pictures to gray ones, each pixel the mean of a square of pixels."""
-
-    def __init__(self, height: int, width: int, supersample: int) -> None:
-        self._shape = (1, height, width)
-        self._rows = (height, supersample, width * supersample * 4)
-        self._cells = (height * width, supersample * 4)
-        weights = np.tile(np.array(_LUMA_BGRA), supersample) / supersample**2
-        self._weights = weights.astype(np.float32)
-        self.size_bytes = height * supersample * width * supersample * 4
-        """Bytes of an original picture."""
-
-    def __call__(self, bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Convert uint8 (size_bytes,), rows from the top, to a new uint8 (1, H, W), rounded."""
-        # Rows first: adding whole rows is faster than adding pixels. Sums of 8 rows fit 16 bits.
-        rows = bgra.reshape(self._rows)
-        columns = rows[:, 0].astype(np.uint16)  # (H, W * s * 4)
-        for number in range(1, rows.shape[1]):
-            columns += rows[:, number]
-        gray = columns.astype(np.float32).reshape(self._cells) @ self._weights
-        gray += 0.5
-        picture: NDArray[np.uint8] = gray.astype(np.uint8).reshape(self._shape)
-        return picture
-
-
 # Numbers of the semantic camera of version 0.9.16, by plane of `avtd3.collect.sim.streams.PLANES`:
 # roads; their lines; sidewalks, vegetation, terrain and ground; sky; pedestrians and vehicles.
 _TAGS = ((1,), (24,), (2, 9, 10, 25), (11,), (12, 13, 14, 15, 16, 17, 18, 19))
+_MASKS = np.array([255 * np.isin(np.arange(256), tags) for tags in _TAGS], np.uint8)
 
 
-class Colour:
-    """Convert B, G, R, A pictures to planes of red, green and blue; see `Grayscale`."""
+def gray(bgra: NDArray[np.uint8], supersample: int) -> NDArray[np.uint8]:
+    """Convert a picture uint8 (H * s, W * s, 4) to uint8 (1, H, W): means of squares, rounded."""
+    height, width = (side // supersample for side in bgra.shape[:2])
+    # Rows first: adding whole rows is faster than adding pixels. Sums of 8 rows fit 16 bits.
+    rows = bgra.reshape(height, supersample, -1)
+    columns = rows[:, 0].astype(np.uint16)  # (H, W * s * 4)
+    for number in range(1, supersample):
+        columns += rows[:, number]
+    means = columns.astype(np.float32).reshape(height * width, -1) @ _gray_weights(supersample)
+    means += 0.5
+    return means.astype(np.uint8).reshape(1, height, width)
 
-    def __init__(self, height: int, width: int, supersample: int) -> None:
-        self._cells = (height, supersample, width, supersample, 4)
-        self.size_bytes = height * supersample * width * supersample * 4
-        """Bytes of an original picture."""
 
-    def __call__(self, bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Convert uint8 (size_bytes,), rows from the top, to a new uint8 (3, H, W), rounded."""
-        means = bgra.reshape(self._cells).mean(axis=(1, 3), dtype=np.float32)
-        return np.ascontiguousarray((means[..., 2::-1] + 0.5).astype(np.uint8).transpose(2, 0, 1))
+@functools.cache
+def _gray_weights(supersample: int) -> NDArray[np.float32]:
+    return (np.tile(np.array(_LUMA_BGRA), supersample) / supersample**2).astype(np.float32)
 
 
-class Semantic:
-    """Convert pictures of the semantic camera to masks: the share of each class in a pixel."""
+def colour(bgra: NDArray[np.uint8], supersample: int) -> NDArray[np.uint8]:
+    """Convert a picture to planes of red, green and blue, uint8 (3, H, W); see `gray`."""
+    means = _cells(bgra, supersample).mean(axis=(1, 3), dtype=np.float32)
+    return np.ascontiguousarray((means[..., 2::-1] + 0.5).astype(np.uint8).transpose(2, 0, 1))
 
-    def __init__(self, height: int, width: int, supersample: int) -> None:
-        self._cells = (height, supersample, width, supersample, 4)
-        self.size_bytes = height * supersample * width * supersample * 4
-        """Bytes of an original picture."""
-        self._planes = np.zeros((len(_TAGS), 256), np.uint8)
-        for plane, tags in zip(self._planes, _TAGS, strict=True):
-            plane[list(tags)] = 255
 
-    def __call__(self, bgra: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Convert uint8 (size_bytes,), the tag in the red channel, to a new uint8 (5, H, W)."""
-        tags = bgra.reshape(self._cells)[..., 2]
-        masks = [table[tags].mean(axis=(1, 3), dtype=np.float32) + 0.5 for table in self._planes]
-        return np.stack(masks).astype(np.uint8)
+def semantic(bgra: NDArray[np.uint8], supersample: int) -> NDArray[np.uint8]:
+    """Convert a picture with tags as red to the shares of the classes, uint8 (5, H, W)."""
+    tags = _cells(bgra, supersample)[..., 2]
+    masks = [table[tags].mean(axis=(1, 3), dtype=np.float32) + 0.5 for table in _MASKS]
+    return np.stack(masks).astype(np.uint8)
+
+
+def _cells(bgra: NDArray[np.uint8], supersample: int) -> NDArray[np.uint8]:
+    height, width = (side // supersample for side in bgra.shape[:2])
+    return bgra.reshape(height, supersample, width, supersample, 4)
 
 
 _RGB, _TAGGED = "sensor.camera.rgb", "sensor.camera.semantic_segmentation"
-_CAMERAS: dict[str, tuple[str, Callable[[int, int, int], Grayscale | Colour | Semantic]]] = {
-    "gray": (_RGB, Grayscale),
-    "rgb": (_RGB, Colour),
-    "semantic": (_TAGGED, Semantic),
-}
+_CAMERAS = {"gray": (_RGB, gray), "rgb": (_RGB, colour), "semantic": (_TAGGED, semantic)}
 """Sensor and converter of each kind of stream that a camera of the server takes."""
 _GROUND = ("static.road", "static.sidewalk", "static.ground", "static.terrain", "static.bridge",
            "static.railtrack", "static.roadline")  # fmt: skip
@@ -394,15 +379,18 @@ class Eye:
     """One camera sensor: its converter, and the pictures that have arrived."""
 
     def __init__(self, camera: FrontCamera, kind: str) -> None:
-        self.sensor, make = _CAMERAS[kind]
+        self.sensor, self._convert = _CAMERAS[kind]
         self.camera = camera
-        self.convert = make(camera.height, camera.width, camera.supersample)
+        self._shape = (camera.height * camera.supersample, camera.width * camera.supersample, 4)
+        self.size_bytes = math.prod(self._shape)
         self._shots: queue.SimpleQueue[_Shot] = queue.SimpleQueue()
 
     def receive(self, image: carla.Image) -> None:
         """Store a picture; called by a thread of the client."""
         data = np.frombuffer(image.raw_data, np.uint8)
-        planes = self.convert(data) if data.size == self.convert.size_bytes else None
+        planes = None
+        if data.size == self.size_bytes:
+            planes = self._convert(data.reshape(self._shape), self.camera.supersample)
         self._shots.put(_Shot(image.frame, (image.width, image.height), planes))
 
     def next(self, within_s: float) -> _Shot | None:
@@ -436,14 +424,10 @@ class Contact(NamedTuple):
 
 
 class Sensors:
-    """Cameras, a collision and a lane invasion sensor, mounted on a car.
+    """Cameras and, with `has_events`, a collision and a lane invasion sensor, mounted on a car.
 
-    Args:
-        server: The server.
-        car: The car.
-        mountings: Where each camera is, by name of its stream; ``image`` is the only one of a
-            configuration without streams.
-        has_events: False for cameras only.
+    `mountings` say where each camera is, by name of its stream; ``image`` is the only one of a
+    configuration without streams.
     """
 
     def __init__(
@@ -534,7 +518,7 @@ class Sensors:
             width, height = shot.size
             raise WorldLost(
                 f"CARLA server {self._server.where} sent a picture of {width} x {height}, "
-                f"expected {eye.convert.size_bytes} bytes; restart it if this happens again",
+                f"expected {eye.size_bytes} bytes; restart it if this happens again",
                 REJECTED,
             )
         return shot.planes

@@ -9,6 +9,7 @@ aborts processes that exit normally.
 
 import faulthandler
 import itertools
+import math
 import os
 import signal
 import sys
@@ -20,13 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.carla.car import Car, Sensors
-from avtd3.collect.carla.config import CarlaConfig
+from avtd3.collect.carla.car import Sensors, spawn_car
 from avtd3.collect.carla.doctor import FAILED, OK, WARNING, Finding
-from avtd3.collect.carla.server import BUSY, ReportPhase, Server, Settings
-from avtd3.collect.carla.session import Replay, Session
-from avtd3.collect.maps.camera_mounting import draw_mounting
-from avtd3.collect.maps.episode_setup import Start
+from avtd3.collect.carla.server import BUSY
+from avtd3.collect.carla.session import Replay, Session, Visit
+from avtd3.collect.maps.episode_setup import Start, draw_mounting
 from avtd3.store.errors import Avtd3Error, WorldLost
 from avtd3.store.spec import IMAGE
 
@@ -38,18 +37,11 @@ _PLACES = 10
 _MIN_CONTRAST = 1.0
 
 
-class Checkup:
+class Checkup(Visit):
     """Checks of one server, in the order of `avtd3.collect.carla.doctor.CHECKS`.
 
     Every check raises `WorldLost` if the server does not answer.
     """
-
-    def __init__(self, config: CarlaConfig, port: int, report_phase: ReportPhase) -> None:
-        self.server = Server(config, port, report_phase)
-        self._period_s = config.control_period_s
-        self._found: Settings | None = None
-        self._car: Car | None = None
-        self._sensors: Sensors | None = None
 
     def connection(self) -> CheckResult:
         """Check that there is a server, of the client's version."""
@@ -90,7 +82,10 @@ class Checkup:
         with server.calling("return its map", limit_s=server.config.load_timeout_s):
             found = server.world.get_map()
             places, roads = found.get_spawn_points(), len(found.get_topology())
-        self._places = places[:_PLACES]
+        self._places = [
+            (Start(x_m=at.x, y_m=at.y, yaw_rad=math.radians(turn.yaw), speed_mps=0.0), at.z)
+            for at, turn in ((place.location, place.rotation) for place in places[:_PLACES])
+        ]
         if not roads or not places:
             text = f"{found.name} has {roads} roads and {len(places)} places for cars"
             return _result("map", text, FAILED, "load another map, such as Town01")
@@ -99,23 +94,28 @@ class Checkup:
 
     def steps(self) -> CheckResult:
         """Check that the server advances by our steps, one frame each."""
+        period_s = self.config.control_period_s
         self.server.synchronise()
         snapshots = [self.server.tick() for _ in range(_CHECK_STEPS)]
-        worst_s = max(abs(s.timestamp.delta_seconds - self._period_s) for s in snapshots)
+        worst_s = max(abs(s.timestamp.delta_seconds - period_s) for s in snapshots)
         gaps = sum(b.frame - a.frame != 1 for a, b in itertools.pairwise(snapshots))
-        if worst_s > 1e-3 * self._period_s or gaps:
+        if worst_s > 1e-3 * period_s or gaps:
             return _result(
                 "steps",
-                f"{_CHECK_STEPS} steps of {self._period_s:g} s: {gaps} gaps between frames, "
+                f"{_CHECK_STEPS} steps of {period_s:g} s: {gaps} gaps between frames, "
                 f"periods up to {worst_s:.3g} s off",
                 FAILED,
                 "another client may tick the server too: stop it, or start another server",
             )
-        return _result("steps", f"{_CHECK_STEPS} steps of {self._period_s:g} s in synchronous mode")
+        return _result(
+            "steps",
+            f"{_CHECK_STEPS} steps of {period_s:g} s in synchronous mode",
+        )
 
     def camera(self) -> CheckResult:
         """Check that a car's camera sends a picture for every frame."""
-        self._car = car = self._spawn()
+        self._car, _ = spawn_car(self.server, self._places)
+        car = self._car
         # Assigned before it listens, so that `close` also removes a camera that stalls.
         mounting = draw_mounting(self.server.config.camera, np.random.default_rng(0))
         self._sensors = sensors = Sensors(self.server, car, {IMAGE: mounting})
@@ -129,64 +129,36 @@ class Checkup:
         fix = "view --image; start the server with -RenderOffScreen, not with -nullrhi"
         return Finding("camera", WARNING, f"{text}, but without contrast", fix), picture
 
-    def _spawn(self) -> Car:
-        refused: WorldLost | None = None
-        for place in self._places:
-            spot, yaw_rad = place.location, float(np.radians(place.rotation.yaw))
-            start = Start(x_m=spot.x, y_m=spot.y, yaw_rad=yaw_rad, speed_mps=0.0)
-            try:
-                return Car(self.server, start, spot.z)
-            except WorldLost as error:
-                if error.reason != "spawn_refused":
-                    raise
-                refused = error
-        assert refused is not None, "there are places"
-        raise refused
-
     def speed(self) -> CheckResult:
         """Measure how fast the server advances, with a camera."""
         assert self._sensors is not None, "comes after the camera"
-        begun_s, steps = time.monotonic(), 0
+        period_s, begun_s, steps = self.config.control_period_s, time.monotonic(), 0
         while steps < _SPEED_STEPS and time.monotonic() - begun_s < _SPEED_S:
             self.server.phase("advance by a step")
             self._sensors.pictures(self.server.tick().frame)
             steps += 1
         per_s = steps / (time.monotonic() - begun_s)
-        text = f"{per_s:.0f} steps/s with a camera, {per_s * self._period_s:.1f} x real time"
-        if per_s * self._period_s < 1.0:
+        text = f"{per_s:.0f} steps/s with a camera, {per_s * period_s:.1f} x real time"
+        if per_s * period_s < 1.0:
             fix = "collection is slower than real time: try -quality-level=Low or fewer vehicles"
             return _result("speed", text, WARNING, fix)
         return _result("speed", text)
-
-    def close(self) -> bool:
-        """Remove our actors and restore the server's settings; return whether that succeeded."""
-        server = self.server
-        try:
-            if self._sensors is not None:
-                self._sensors.close()
-            if self._car is not None and not server.is_gone:
-                server.destroy([self._car.id])
-            if self._found is not None and not server.is_gone:
-                server.apply(self._found)
-        except WorldLost:
-            return False
-        return not server.is_gone
 
 
 def _result(check: str, text: str, state: str = OK, fix: str = "") -> CheckResult:
     return Finding(check, state, text, fix), None
 
 
-_Work = Session | Replay | Checkup
-WORK: dict[str, type[_Work]] = {"session": Session, "replay": Replay, "checkup": Checkup}
+WORK: dict[str, type[Visit]] = {"session": Session, "replay": Replay, "checkup": Checkup}
 """Episodes, pictures of recorded ones, or the checks of the doctor: each command is a method."""
 _POLL_S = 0.5
 
 
 def main(descriptor: int, parent: int) -> None:
     """Serve one parent, whose process id is given, until it sends ``close`` or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides
+    # A terminal or SLURM sends these to all processes; the parent decides.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     pipe: Connection[Any, Any] = Connection(descriptor)
     try:
@@ -204,7 +176,7 @@ def main(descriptor: int, parent: int) -> None:
         session.close()
 
 
-def _serve(session: _Work, pipe: "Connection[Any, Any]") -> bool:
+def _serve(session: Visit, pipe: "Connection[Any, Any]") -> bool:
     """Answer one command; return whether more may follow."""
     number, name, arguments = pipe.recv()
     try:

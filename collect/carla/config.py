@@ -1,12 +1,12 @@
 """`CarlaConfig`: which CARLA servers to use, the car and the camera, and the timeouts."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.maps.camera_mounting import FrontCamera
-from avtd3.collect.maps.episode_setup import SimulatorConfig
+from avtd3.collect.maps.episode_setup import FrontCamera, SimulatorConfig
 from avtd3.collect.sim.streams import StreamCamera
 from avtd3.store.errors import ConfigError, check_integers
 
@@ -23,10 +23,13 @@ _DATA_SETTINGS = (
     "vehicle", "control_period_s", "camera", "weather", "start_speed_mps", "start_lateral_m",
     "start_heading_deg", "settle_s",
 )  # fmt: skip
-_WAITS = (
-    "timeout_s", "connect_timeout_s", "load_timeout_s", "sensor_timeout_s", "backoff_s",
-    "backoff_max_s", "server_start_s",
-)  # fmt: skip
+_WAIT = (0.1, 3600.0)
+_LIMITS = {
+    "timeout_s": _WAIT, "connect_timeout_s": _WAIT, "load_timeout_s": _WAIT,
+    "sensor_timeout_s": _WAIT, "backoff_s": _WAIT, "backoff_max_s": _WAIT, "server_start_s": _WAIT,
+    "tm_port": (0, 65_535), "walkers": (0, 1000), "settle_s": (0, 10), "spawn_attempts": (1, 100),
+    "recycle_episodes": (0, math.inf), "server_memory_mb": (0, math.inf),
+}  # fmt: skip
 _THIS_MACHINE = ("localhost", "127.0.0.1")
 
 
@@ -106,47 +109,46 @@ class CarlaConfig(SimulatorConfig):
 
     def __post_init__(self) -> None:
         check_integers(self, "carla.")
-        if not self.host:
-            raise ConfigError("carla.host is empty, expected a name or an address like localhost")
-        if not self.ports or len(set(self.ports)) != len(self.ports):
-            raise ConfigError(f"carla.ports is {self.ports}, expected one or more distinct ports")
-        for port in self.ports:
-            check_number("carla.ports", port, minimum=1, maximum=65_535)
-        check_number("carla.tm_port", self.tm_port, maximum=65_535)
-        if self.tm_port and len(self.ports) > 1:
-            raise ConfigError(
-                f"carla.tm_port is {self.tm_port}, expected 0 with {len(self.ports)} servers: each "
-                "client needs its own port"
-            )
-        self._check_numbers()
+        self.check("carla")
+        self._check_servers()
+        for stream in self.streams.values():
+            _check_picture(stream)
+        for name, (low, high) in _LIMITS.items():
+            check_number(f"carla.{name}", getattr(self, name), minimum=low, maximum=high)
+        least = self.timeout_s + self.sensor_timeout_s
+        check_number("carla.step_timeout_s", self.step_timeout_s, minimum=least, maximum=7200.0)
         if not self.vehicle.startswith("vehicle."):
             raise ConfigError(
                 f"carla.vehicle is {self.vehicle!r}, expected a blueprint like vehicle.tesla.model3"
             )
-        self.check("carla")
         known = (SCENARIO_WEATHER, KEPT_WEATHER, *CARLA_WEATHERS)
         if self.weather not in known:
             raise ConfigError(
                 f"carla.weather is {self.weather!r}, expected one of: {', '.join(known)}"
             )
-        check_number("carla.walkers", self.walkers, maximum=1000)
-        check_number("carla.settle_s", self.settle_s, maximum=10.0)
-        check_number("carla.recycle_episodes", self.recycle_episodes)
-        check_number("carla.server_memory_mb", self.server_memory_mb)
+
+    def _check_servers(self) -> None:
+        expected = "expected a name or an address like localhost"
+        if not self.host:
+            raise ConfigError(f"carla.host is empty, {expected}")
+        try:
+            self.host.encode("idna")
+        except UnicodeError as error:
+            raise ConfigError(f"carla.host is {self.host!r}, {expected}") from error
+        if not self.ports or len(set(self.ports)) != len(self.ports):
+            raise ConfigError(f"carla.ports is {self.ports}, expected one or more distinct ports")
+        for port in self.ports:
+            check_number("carla.ports", port, minimum=1, maximum=65_535)
+        if self.tm_port and len(self.ports) > 1:
+            raise ConfigError(
+                f"carla.tm_port is {self.tm_port}, expected 0 with {len(self.ports)} servers: each "
+                "client needs its own port"
+            )
         if self.server_command and self.host not in _THIS_MACHINE:
             raise ConfigError(
                 f"carla.host is {self.host!r}, expected one of: {', '.join(_THIS_MACHINE)}; "
                 "carla.server_command starts servers on this machine"
             )
-        check_number("carla.spawn_attempts", self.spawn_attempts, minimum=1, maximum=100)
-
-    def _check_numbers(self) -> None:
-        for stream in self.streams.values():
-            _check_picture(stream)
-        for name in _WAITS:
-            check_number(f"carla.{name}", getattr(self, name), minimum=0.1, maximum=3600.0)
-        least = self.timeout_s + self.sensor_timeout_s
-        check_number("carla.step_timeout_s", self.step_timeout_s, minimum=least, maximum=7200.0)
 
     def port_of(self, worker: int) -> int:
         """Return the port of a worker's server; additional workers share the ports in turn."""

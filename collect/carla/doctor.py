@@ -26,7 +26,7 @@ from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
 from avtd3.collect.environment import SUCCESS_REASON
 from avtd3.collect.maps.scenarios import Scenario
-from avtd3.store.errors import ConfigError, StorageError, WorldError, WorldLost
+from avtd3.store.errors import StorageError, WorldError, WorldLost
 from avtd3.store.render.text import join_lines
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
@@ -111,13 +111,11 @@ def examine(
         seconds: Simulated seconds for which it drives if all else is well; 0 for no drive.
 
     Raises:
-        ConfigError: The package carla is not installed, the directory for the picture does not
-            exist, or the server lacks something that the settings name.
+        ConfigError: The package carla is not installed, or the server lacks something that the
+            settings name.
         StorageError: The picture could not be written.
     """
     require_carla("the doctor")
-    if image is not None:
-        check_directory("--image", image)
     # Collections wait for a server that is starting; the doctor reports it.
     config = dataclasses.replace(config, connect_timeout_s=config.timeout_s)
     findings: list[Finding] = []
@@ -153,14 +151,6 @@ def examine(
         return report, []
     found, pictures = _drive(config, port, scenario, seconds)
     return dataclasses.replace(report, findings=(*findings, *found)), pictures
-
-
-def check_directory(option: str, path: Path) -> None:
-    """Raise if the directory of a file to write does not exist."""
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(
-            f"{option} {path}: there is no directory {path.absolute().parent}; create it first"
-        )
 
 
 def _failure(check: str, error: WorldError) -> Finding:

@@ -21,6 +21,9 @@ TERMINATE_S = 3.0
 
 def main(command: Sequence[str]) -> int:
     """Run a program until it or standard input ends; return its exit code."""
+    # SLURM sends these to all processes; the collector decides. The program inherits this.
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     log = sys.stderr.fileno()
     program = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

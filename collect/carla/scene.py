@@ -8,7 +8,6 @@ pictures of cameras, a server shows the states again, see `avtd3.collect.carla.s
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +17,13 @@ from numpy.typing import NDArray
 
 from avtd3.collect.carla.client_process import ClientProcess, PackedPictures, unpack_pictures
 from avtd3.collect.carla.config import CarlaCamera, CarlaConfig
-from avtd3.collect.maps.camera_mounting import FrontCamera, Mounting, draw_mounting
-from avtd3.collect.maps.network import RoadNetwork
+from avtd3.collect.maps.episode_setup import FrontCamera, Mounting, draw_mounting
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.weather import draw_weather
 from avtd3.collect.sim.scene import (
     RANDOM_KEYS,
     SceneChanges,
+    map_painter,
     parse_route,
     reading_setup,
     stored_generator,
@@ -48,7 +47,6 @@ AWAY_M = 1e7
 _SEEN_M = 1e4
 LEVEL_M, SLOPE = 3.0, 0.08
 """Vehicles that are this much above or below, more with the distance, are on another level."""
-_CACHED_MAPS = 8
 _TRIES = 3
 _Range = tuple[float, float]
 # Values of `carla.WeatherParameters` for the weathers of `avtd3.collect.maps.weather`.
@@ -242,7 +240,7 @@ class CarlaViews:
         self._views = {name: BirdsEye(stream) for name, stream in scene.views().items()}
         line = None if scene.route is None else route_line(scene.route)
         for view in self._views.values():
-            view.show(raster, line)
+            view.reset(raster, None, None, line)
         self._shapes = np.array([body[2:4] for body in scene.bodies]).reshape(-1, 2)
 
     def draw(
@@ -264,35 +262,20 @@ class CarlaViews:
 
 
 class CarlaRenderer:
-    """Draws the pictures of recorded episodes of one dataset; a server takes those of cameras.
-
-    Args:
-        dataset: Path of the dataset.
-        config: How to reach the server.
-        port: Port of the server.
-    """
+    """Draws the pictures of recorded episodes of one dataset; a server takes those of cameras."""
 
     def __init__(self, dataset: Path, config: CarlaConfig, port: int) -> None:
         self._dataset, self._client = dataset, ClientProcess(config, port, "replay")
-        self._raster = functools.lru_cache(_CACHED_MAPS)(self._paint)
-
-    def _paint(self, digest: str) -> Raster:
-        text = read_map(self._dataset, digest)
-        return Raster.paint(RoadNetwork.from_opendrive(digest[:12], text), PIXEL_M)
+        self._raster = map_painter(dataset)
 
     def frames(
         self, scene: CarlaScene, record: WorldRecord
     ) -> Iterator[dict[str, NDArray[np.uint8]]]:
         """Draw the frames of an episode, one of each stream for each of its observations.
 
-        Raises:
-            DatasetError: The dataset lacks the road network's text.
-            RoadError: The road network cannot be used.
-            SpecError: The route is needed and not known.
-            ConfigError: The server has another map, or lacks a blueprint.
-            WorldError: The server cannot be used.
+        Raise ConfigError if the server has another map, or lacks a blueprint.
         """
-        views = CarlaViews(scene, self._raster(scene.map)) if scene.views() else None
+        views = CarlaViews(scene, self._raster(scene.map, PIXEL_M)) if scene.views() else None
         taken = self._taken(scene, record) if scene.mountings() else None
         for (x_m, y_m, yaw_rad), actors in zip(record.ego.tolist(), record.actors, strict=True):
             pictures = dict(next(taken)) if taken else {}

@@ -5,9 +5,9 @@ answer ("time-out of") or rejected the call. `calling` turns both into `WorldLos
 answer costs one episode.
 """
 
-import collections
 import contextlib
 import difflib
+import functools
 import importlib.metadata
 import socket
 import time
@@ -73,12 +73,7 @@ class Server:
 
     @contextlib.contextmanager
     def calling(self, what: str, *, limit_s: float | None = None) -> Iterator[None]:
-        """Turn the client's errors into `WorldLost`, and report the phase.
-
-        Args:
-            what: The call, to complete "the server did not ...".
-            limit_s: Timeout of each call inside; None for the configured one.
-        """
+        """Turn the client's errors into `WorldLost`: the server did not do `what` in `limit_s`."""
         self.phase(what, limit_s)
         if limit_s:
             self.client.set_timeout(limit_s)
@@ -118,10 +113,6 @@ class Server:
         """Connect to the server; retry for `CarlaConfig.connect_timeout_s`.
 
         A client never recovers from a server that was not there, so each attempt has a new one.
-
-        Raises:
-            WorldLost: No server answers.
-            WorldError: The server has another version.
         """
         config, begun_s, tries, pause_s = self.config, time.monotonic(), 0, self.config.backoff_s
         while problem := self._try_connecting():
@@ -236,9 +227,7 @@ class Server:
         """Return the ids of the actors that a crashed run of avtd3 has left, sensors first.
 
         The driven car has the role name of any other; the sensors that are mounted on it have ours.
-
-        Raises:
-            WorldLost: The server did not answer; with reason `BUSY`: another client drives there.
+        Raise WorldLost with the reason `BUSY` if another client drives there.
         """
         if self.settings()["synchronous_mode"] and self._hears_ticks():
             raise self._busy("another client ticks it, in synchronous mode")
@@ -321,8 +310,8 @@ class Towns:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._loaded = ""
-        self._known: collections.OrderedDict[str, Town] = collections.OrderedDict()
+        self._loaded: tuple[str, str] | None = None
+        self._prepared = functools.lru_cache(_CACHED_TOWNS)(self._prepare)
 
     def is_loaded(self, scenario: Scenario, seed: int) -> bool:
         """Return whether the server is known to have loaded an episode's roads."""
@@ -332,23 +321,13 @@ class Towns:
         """Load an episode's roads on the server and return them.
 
         No traffic manager may exist: the client would crash.
-
-        Raises:
-            ConfigError: The server has no map of that name.
-            RoadError: The roads cannot be used.
         """
         key = _key(scenario, seed)
         if self._loaded != key:
-            self._loaded = ""
-            self._load(scenario, key)
+            self._loaded = None
+            self._load(scenario, key[0])
             self._loaded = key
-        if key not in self._known:
-            is_generated = scenario.town == GENERATED
-            self._known[key] = self._prepare(Path(key).stem, is_generated)
-            if len(self._known) > _CACHED_TOWNS:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+        return self._prepared(key, scenario.town == GENERATED)
 
     def _load(self, scenario: Scenario, key: str) -> None:
         if scenario.town == GENERATED:
@@ -409,22 +388,18 @@ class Towns:
             paths = self._server.client.get_available_maps()
         return sorted({path.rpartition("/")[2] for path in paths})
 
-    def _prepare(self, name: str, is_generated: bool) -> Town:
+    def _prepare(self, key: tuple[str, str], is_generated: bool) -> Town:
         limit_s = self._server.config.load_timeout_s
         with self._server.calling("return its roads", limit_s=limit_s):
             found = self._server.world.get_map()
             xodr, on_server = found.to_opendrive(), found.name.rpartition("/")[2]
-            network = RoadNetwork.from_opendrive(name, xodr, is_trusted=is_generated)
+            network = RoadNetwork.from_opendrive(Path(key[0]).stem, xodr, is_trusted=is_generated)
             raster = Raster.paint(network, PIXEL_M)
             return Town(network=network, raster=raster, text=xodr, name=on_server)
 
     def show(self, name: str, xodr: str) -> None:
-        """Load the recorded map of a name, whose OpenDRIVE text is given.
-
-        Raises:
-            ConfigError: The server does not have it, or has another map of this name.
-        """
-        self._loaded = ""
+        """Load the recorded map of a name; raise ConfigError if its OpenDRIVE text is another."""
+        self._loaded = None
         if name == BUILT:
             check_native(name, xodr)
             self._build(name, xodr)
@@ -440,12 +415,12 @@ class Towns:
             )
 
 
-def _key(scenario: Scenario, seed: int) -> str:
-    """Return the identity of a town; its stem is the name of the town."""
+def _key(scenario: Scenario, seed: int) -> tuple[str, str]:
+    """Return name and file of a town, which identify it; towns of one name may have several."""
     if scenario.town == GENERATED:
         kind, number = draw_network(scenario, seed)
-        return f"{kind}-{number:06d}"
-    return scenario.town
+        return f"{kind}-{number:06d}", ""
+    return scenario.town, scenario.xodr
 
 
 def is_timeout(error: RuntimeError) -> bool:

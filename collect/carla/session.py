@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,15 @@ import carla
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.carla.car import Car, Contact, Motion, Pose, Sensors, move_spectator
+from avtd3.collect.carla.car import (
+    Car,
+    Contact,
+    Motion,
+    Pose,
+    Sensors,
+    move_spectator,
+    spawn_car,
+)
 from avtd3.collect.carla.client_process import Packed, PackedPictures, pack, pack_pictures
 from avtd3.collect.carla.config import KEPT_WEATHER, SCENARIO_WEATHER, CarlaConfig
 from avtd3.collect.carla.scene import (
@@ -81,7 +88,7 @@ class _Episode:
     is_rolling: bool = False
 
 
-class Visit(ABC):
+class Visit:
     """Work on one server, which has its settings back when `close` returns.
 
     `report_phase` is called before everything that may block.
@@ -110,9 +117,17 @@ class Visit(ABC):
         self._found = found
         return found
 
-    @abstractmethod
     def _release(self) -> None:
-        """Remove our actors."""
+        """Remove our actors: first the sensors, then the car."""
+        self._close_sensors()
+        car, self._car = self._car, None
+        if car is not None and not self.server.is_gone:
+            self.server.destroy([car.id])
+
+    def _close_sensors(self) -> None:
+        sensors, self._sensors = self._sensors, None
+        if sensors is not None:
+            sensors.close()
 
     def close(self) -> bool:
         """Remove our actors and restore the server's settings; return whether that succeeded."""
@@ -148,9 +163,12 @@ class Session(Visit):
         weather = _weather_parameters(self.config.weather, setup.weather.name, setup.simulator_rng)
         if weather is not None:
             self.server.world.set_weather(weather)
-        route, start, moved_m = self._spawn(town, setup)
-        assert self._car is not None
-        car = self._car
+        starts = list(setup.starts(self.config.spawn_attempts))
+        self._car, number = spawn_car(
+            self.server,
+            ((at, ground_height(town.network, setup.lanes, at.x_m, at.y_m)) for _, at, _ in starts),
+        )
+        car, (route, start, moved_m) = self._car, starts[number]
         car.set_conditions(setup.weather.grip, weather)
         scene = self._scene(town, car, route, setup, weather)
         self._sensors = Sensors(self.server, car, scene.mountings())
@@ -199,22 +217,6 @@ class Session(Visit):
             route=route_steps(route.points),
         )
 
-    def _spawn(self, town: Town, setup: EpisodeSetup) -> tuple[Route, Start, float]:
-        """Spawn the car at the start, or further along the route if that is occupied."""
-        refused: WorldLost | None = None
-        for route, start, moved_m in setup.starts(self.config.spawn_attempts):
-            ground_m = ground_height(town.network, setup.lanes, start.x_m, start.y_m)
-            try:
-                self._car = Car(self.server, start, ground_m)
-            except WorldLost as error:
-                if error.reason != "spawn_refused":
-                    raise
-                refused = error
-            else:
-                return route, start, moved_m
-        assert refused is not None, "there is at least one start"
-        raise refused
-
     def _settle(self, town: Town, setup: EpisodeSetup, route: Route, start: Start) -> WorldFrame:
         """Wait until all vehicles stand on the ground, and move the car to its start."""
         car, sensors = self._car, self._sensors
@@ -243,9 +245,7 @@ class Session(Visit):
             start_s=at_s,
             last_s=at_s,
         )
-        taken = sensors.pictures(snapshot.frame)
-        sensors.begin(snapshot.frame)
-        return self._frame(episode, snapshot, pose, episode.motion.state, taken)
+        return self._frame(episode, snapshot, pose)
 
     def _notices(self, scenario: Scenario, car: Car, town: Town, moved_m: float) -> tuple[str, ...]:
         found, self._foreign_ticks, foreign = [], 0, self._foreign_ticks
@@ -277,30 +277,16 @@ class Session(Visit):
         self._foreign_ticks += at_s - episode.last_s > 1.5 * self.config.control_period_s
         episode.last_s = at_s
         pose = episode.car.pose(snapshot)
-        state = episode.motion.update(pose, at_s, steer)
-        return pack(self._frame(episode, snapshot, pose, state, None)), self._row
+        episode.motion.update(pose, at_s, steer)
+        return pack(self._frame(episode, snapshot, pose)), self._row
 
-    def _frame(
-        self,
-        episode: _Episode,
-        snapshot: "carla.WorldSnapshot",
-        pose: Pose,
-        state: VehicleState,
-        taken: dict[str, NDArray[np.uint8]] | None,
-    ) -> WorldFrame:
-        x_m, y_m, car = state.x_m, state.y_m, episode.car
+    def _frame(self, episode: _Episode, snapshot: "carla.WorldSnapshot", pose: Pose) -> WorldFrame:
+        state, car = episode.motion.state, episode.car
+        x_m, y_m = state.x_m, state.y_m
         at = episode.route.project(x_m, y_m, episode.distance_m)
         episode.distance_m, episode.z_m = at.distance_m, pose.z_m
-        ego = Ego(
-            x_m,
-            y_m,
-            state.yaw_rad,
-            state.speed_mps,
-            car.length_m,
-            car.width_m,
-            episode.course,
-            at.distance_m,
-        )
+        place = (x_m, y_m, state.yaw_rad, state.speed_mps)
+        ego = Ego(*place, car.length_m, car.width_m, episode.course, at.distance_m)
         self._traffic.update(snapshot, pose)
         gap_m, lead_mps = lead_on_route(ego, self._traffic, find_nearby(ego, self._traffic))
         stop_m, ran_red_light = self._lights.update(at.distance_m, state.speed_mps)
@@ -311,7 +297,9 @@ class Session(Visit):
             move_spectator(self.server.world.get_spectator(), pose)
         frame, sensors = snapshot.frame, episode.sensors
         # The pictures are the last messages that the server sends for a frame.
-        pictures = sensors.pictures(frame) if taken is None else taken
+        pictures = sensors.pictures(frame)
+        if not episode.is_rolling:
+            sensors.begin(frame)
         pictures |= self._look_down(state, pose)
         named = {name: pictures[name] for name in sorted(pictures)}
         hit = sensors.collision() or Contact(frame, "", (0.0, 0.0, 0.0))
@@ -379,9 +367,7 @@ class Session(Visit):
         still has the vehicles, and crash the process.
         """
         self._episode = None
-        sensors, self._sensors = self._sensors, None
-        if sensors is not None:
-            sensors.close()
+        self._close_sensors()
         ids = self._traffic.release()
         car, self._car = self._car, None
         if car is not None:
@@ -549,17 +535,13 @@ class Replay(Visit):
 
     def _release(self) -> None:
         """Remove the actors of the episode, and let the traffic lights change again."""
-        sensors, self._sensors = self._sensors, None
-        if sensors is not None:
-            sensors.close()
-        ids = [number for number, _ in self._actors]
-        if self._car is not None and not ids:
-            ids = [self._car.id]
-        lights, self._actors, self._car, self._lights = self._lights, [], None, []
+        super()._release()
+        lights, others = self._lights, self._actors[1:]  # the first is the car
+        self._lights, self._actors = [], []
         if not self.server.is_gone:
             for light in lights[:1]:
                 light.freeze(False)
-            self.server.destroy(ids)
+            self.server.destroy([number for number, _ in others])
 
 
 def origin_of(

@@ -46,9 +46,6 @@ class Simulator:
     """Runs the `server_command` of a configuration, one process at a time.
 
     The server is identified by its process id; one that avtd3 did not start is never touched.
-
-    Raises:
-        WorldError: The program does not exist.
     """
 
     def __init__(self, config: CarlaConfig, port: int) -> None:
@@ -65,11 +62,7 @@ class Simulator:
         """Process id of the running server; None if none runs."""
 
     def ensure(self) -> None:
-        """Start a server if none listens, or if the last one should be replaced.
-
-        Raises:
-            WorldLost: It ended at once, does not listen in time, or another uses the port.
-        """
+        """Start a server if none listens, or if the last one should be replaced."""
         # The guardian takes a moment to notice the end of the server; the port closes at once.
         if self._guardian is not None and (self.is_spent or not _listens(self._port)):
             self._stop()
@@ -176,7 +169,10 @@ class Simulator:
 
 
 def _arguments(command: str, port: int) -> list[str]:
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise WorldError(f"--server-command {command!r} cannot be read: {error}") from error
     if not words or shutil.which(words[0]) is None:
         raise WorldError(
             f"--server-command {command!r}: {words[0] if words else 'nothing'} is not a program "
@@ -237,9 +233,8 @@ class CarlaWorld:
         """Start an episode; see `World.reset`.
 
         Raises:
-            RoadError: The scenario's road network cannot be used.
             ConfigError: The server has no such map, vehicle or weather.
-            WorldError: The server cannot be used; `WorldLost` if the next reset may succeed.
+            WorldLost: The server cannot be used, but the next reset may succeed.
         """
         if self._is_closed:
             raise WorldError("the simulator is closed; create a new CarlaWorld")
@@ -271,7 +266,9 @@ class CarlaWorld:
             self._starts = simulator.starts
         elif self._losses > 1:
             config = self.config
-            time.sleep(min(config.backoff_s * 2 ** (self._losses - 2), config.backoff_max_s))
+            # A float, which 2 ** 1024 is not.
+            doubled_s = config.backoff_s * 2.0 ** min(self._losses - 2, 30)
+            time.sleep(min(doubled_s, config.backoff_max_s))
 
     def step(self, action: NDArray[np.float32]) -> WorldFrame:
         """Drive for one control period; see `World.step`."""

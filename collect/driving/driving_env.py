@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.drivers import Driver, WanderingDriver
-from avtd3.collect.driving.expert import Expert, ExpertConfig
+from avtd3.collect.driving.expert import Expert, ExpertConfig, TakeoverConfig, TakeoverDriver
 from avtd3.collect.driving.reward import StepFacts
-from avtd3.collect.driving.takeover import TakeoverConfig, TakeoverDriver
 from avtd3.collect.driving.task import DrivingTask, TaskConfig
 from avtd3.collect.driving.world import (
     RecordingWorld,
@@ -211,6 +210,9 @@ class DriveMeter:
 class DrivingEnvironment(Environment):
     """Follows the route of a scenario in a simulator."""
 
+    has_time_limit = True
+    legend = LEGEND
+
     def __init__(
         self,
         world: World,
@@ -233,7 +235,6 @@ class DrivingEnvironment(Environment):
         self._start: WorldStart | None = None
         self._recorder: EventRecorder | None = None
         self._meter = DriveMeter(world.control_period_s)
-        self._steps = 0
 
     @property
     def setting(self) -> str:
@@ -248,11 +249,6 @@ class DrivingEnvironment(Environment):
     def scenario_count(self) -> int:
         """Number of scenarios that the episodes take in turn."""
         return len(self._scenarios)
-
-    @property
-    def has_time_limit(self) -> bool:
-        """Always: every scenario has one."""
-        return True
 
     @property
     def simulator(self) -> str:
@@ -291,7 +287,7 @@ class DrivingEnvironment(Environment):
         self._scenario = self._scenarios[index % len(self._scenarios)]
         start = self.world.reset(self._scenario, seed)
         vector = self.task.reset(start, self._scenario)
-        self._start, self._steps = start, 0
+        self._start = start
         self._meter = DriveMeter(self.world.control_period_s)
         self._recorder = EventRecorder(start.route.length_m, self.task.best_m, start.frame)
         return ResetResult(
@@ -306,7 +302,6 @@ class DrivingEnvironment(Environment):
         self._meter.record(result.facts)
         assert self._recorder is not None, "reset() comes first"
         self._recorder.record(frame, result.facts, result.reason, task.best_m, task.standing_s)
-        self._steps += 1
         return Step(
             action=action,
             observation=_observation(frame, result.vector),
@@ -328,29 +323,36 @@ class DrivingEnvironment(Environment):
         """Return the state of the world in each observation so far, if the simulator records it."""
         return self.world.world_record() if isinstance(self.world, RecordingWorld) else None
 
-    @property
-    def legend(self) -> Sequence[tuple[_Colour, str]]:
-        """Return the colours of the map and of the bars."""
-        return LEGEND
-
     def picture(self, action: NDArray[np.float32], title: str) -> "Image.Image":
-        """Draw the camera's picture beside a map, above a caption if there is a title."""
+        """Draw the camera's picture and a map beside it, above a caption if there is a title."""
+        from PIL import Image, ImageDraw
+
+        from avtd3.store.render.media import BAD, GOOD, INK, PAPER, font, scaled_image
+
         assert self._start is not None, "reset() comes first"
-        task, vehicle = self.task, self.task.frame.vehicle
-        where = f"{self._start.town}, {self._start.weather}"
-        seconds = (self._steps - 1) * self.world.control_period_s
-        caption = (
-            f"{title} on {where}   {seconds:4.1f} s   {3.6 * vehicle.speed_mps:4.1f} km/h"
-            f"   {task.lateral_m:+.2f} m"
-        )
-        return draw_scene(
-            task.frame,
-            task.route,
-            self.world.surroundings(),
-            action,
-            caption=caption if title else "",
-            outcome=task.reason,
-        )
+        task, frame = self.task, self.task.frame
+        height = PANEL_PX + (CAPTION_PX if title else 0)
+        picture = Image.new("RGB", (2 * PANEL_PX, height), PAPER)
+        camera = scaled_image(frame.image, PANEL_PX)
+        picture.paste(camera, (0, (PANEL_PX - camera.height) // 2))
+        panel = Image.new("RGB", (PANEL_PX, PANEL_PX), PAPER)
+        _draw_map(ImageDraw.Draw(panel), frame.vehicle, task.route, self.world.surroundings())
+        picture.paste(panel, (PANEL_PX, 0))
+        draw = ImageDraw.Draw(picture)
+        _draw_bars(draw, action, PAPER)
+        if title:
+            seconds = (task.steps - 1) * self.world.control_period_s
+            caption = (
+                f"{title} on {self._start.town}, {self._start.weather}   {seconds:4.1f} s"
+                f"   {3.6 * frame.vehicle.speed_mps:4.1f} km/h   {task.lateral_m:+.2f} m"
+            )
+            draw.text((8, PANEL_PX + 7), caption, fill=INK, font=font(14))
+        if task.reason:
+            text = task.reason.replace("_", " ")
+            draw.rectangle([0, 0, 20 + draw.textlength(text, font=font(22)), 38], fill=PAPER)
+            ink = GOOD if task.reason == SUCCESS_REASON else BAD
+            draw.text((10, 6), text, fill=ink, font=font(22))
+        return picture
 
     def close(self) -> None:
         """Release the simulator."""
@@ -365,38 +367,6 @@ def _observation(frame: WorldFrame, vector: NDArray[np.float32]) -> Observation:
         frame_id=frame.frame_id,
         sim_time_s=frame.sim_time_s,
     )
-
-
-def draw_scene(
-    frame: WorldFrame,
-    route: Route,
-    surroundings: Surroundings,
-    action: NDArray[np.float32],
-    *,
-    caption: str = "",
-    outcome: str = "",
-) -> "Image.Image":
-    """Draw the camera's picture with the outcome, and a map beside it, above a caption if any."""
-    from PIL import Image, ImageDraw
-
-    from avtd3.store.render.media import BAD, GOOD, INK, PAPER, font, scaled_image
-
-    height = PANEL_PX + (CAPTION_PX if caption else 0)
-    picture = Image.new("RGB", (2 * PANEL_PX, height), PAPER)
-    camera = scaled_image(frame.image, PANEL_PX)
-    picture.paste(camera, (0, (PANEL_PX - camera.height) // 2))
-    panel = Image.new("RGB", (PANEL_PX, PANEL_PX), PAPER)
-    _draw_map(ImageDraw.Draw(panel), frame.vehicle, route, surroundings)
-    picture.paste(panel, (PANEL_PX, 0))
-    draw = ImageDraw.Draw(picture)
-    _draw_bars(draw, action, PAPER)
-    draw.text((8, PANEL_PX + 7), caption, fill=INK, font=font(14))
-    if outcome:
-        text = outcome.replace("_", " ")
-        draw.rectangle([0, 0, 20 + draw.textlength(text, font=font(22)), 38], fill=PAPER)
-        ink = GOOD if outcome == SUCCESS_REASON else BAD
-        draw.text((10, 6), text, fill=ink, font=font(22))
-    return picture
 
 
 def _draw_map(

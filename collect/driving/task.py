@@ -79,28 +79,22 @@ class ObservationConfig:
     @property
     def names(self) -> tuple[str, ...]:
         """Name with unit of each number of the vector."""
-        return self._vector_names + tuple(f"command_{name}" for name in COMMANDS * self.command)
+        names = ["speed_mps"]
+        if self.vector == "full":
+            numbers = range(1, self.waypoints + 1)
+            names += ["lateral_m", "heading_rad"]
+            names += [f"waypoint_{i:02d}_{axis}_m" for i in numbers for axis in ("x", "y")]
+        return (*names, *(f"command_{name}" for name in COMMANDS * self.command))
 
     @property
     def scales(self) -> tuple[float, ...]:
         """Physical value stored as 1.0, for each number; smaller sideways: roads bend little."""
-        return self._vector_scales + (1.0,) * (len(COMMANDS) * self.command)
-
-    @property
-    def _vector_names(self) -> tuple[str, ...]:
-        if self.vector == "speed":
-            return ("speed_mps",)
-        points = (f"waypoint_{i:02d}" for i in range(1, self.waypoints + 1))
-        pairs = (f"{point}_{axis}_m" for point in points for axis in ("x", "y"))
-        return ("speed_mps", "lateral_m", "heading_rad", *pairs)
-
-    @property
-    def _vector_scales(self) -> tuple[float, ...]:
-        if self.vector == "speed":
-            return (SPEED_SCALE_MPS,)
-        horizon = self.waypoints * self.waypoint_spacing_m
-        pair = (horizon, 0.4 * horizon)
-        return (SPEED_SCALE_MPS, LATERAL_SCALE_M, HEADING_SCALE_RAD, *(pair * self.waypoints))
+        scales = [SPEED_SCALE_MPS]
+        if self.vector == "full":
+            horizon = self.waypoints * self.waypoint_spacing_m
+            scales += [LATERAL_SCALE_M, HEADING_SCALE_RAD]
+            scales += [horizon, 0.4 * horizon] * self.waypoints
+        return (*scales, *[1.0] * (len(COMMANDS) * self.command))
 
 
 class VectorBuilder:
@@ -188,10 +182,10 @@ class TaskStep:
 class DrivingTask:
     """The state of the driving task within one episode.
 
-    `reset` sets the `route` and the newest `frame`; `best_m`, the largest distance along the route
-    that the car has reached; `standing_s`, the seconds for which it has been standing with no
-    vehicle close ahead; and `reason`, why the episode ended, which is empty until then. `period_s`
-    is the control period in seconds.
+    `reset` sets the `route`, the newest `frame` and the number of `steps`; `best_m`, the largest
+    distance along the route that the car has reached; `standing_s`, the seconds for which it has
+    been standing with no vehicle close ahead; and `reason`, why the episode ended, which is empty
+    until then. `period_s` is the control period in seconds.
     """
 
     def __init__(self, config: TaskConfig, control_period_s: float) -> None:
@@ -243,12 +237,11 @@ class DrivingTask:
         self._widths: list[float] = route.lane_width_m.tolist()
         self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=0.0)
         self.best_m = self._at.distance_m
-        self._steps, self.standing_s = 0, 0.0
+        self.steps, self.standing_s = 0, 0.0
         self._time_limit_s = scenario.time_limit_s + scenario.time_per_m_s * route.length_m
         self._acceleration = (vehicle.acceleration_mps2, vehicle.lateral_acceleration_mps2)
-        heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
         self._builder = VectorBuilder(self.config.observation, route)
-        return self._builder.build(vehicle, self._at, heading)
+        return self._builder.build(vehicle, self._at, self.heading_rad)
 
     def advance(self, frame: WorldFrame) -> TaskStep:
         """Compute observation, reward and end of the step that led to a frame."""
@@ -257,8 +250,8 @@ class DrivingTask:
         before_m = self._at.distance_m
         self._at = route.project(vehicle.x_m, vehicle.y_m, near_m=before_m)
         self.best_m = max(self.best_m, self._at.distance_m)
-        self._steps += 1
-        heading = heading_error(vehicle.yaw_rad, self._at.yaw_rad)
+        self.steps += 1
+        heading = self.heading_rad
         off_route = abs(self._at.lateral_m) > self.config.max_lateral_m
         terminated, truncated, self.reason = self._end(frame, off_route)
         # The lane's width at the route's point behind the car: points are 1 m apart.
@@ -296,7 +289,7 @@ class DrivingTask:
         if self.best_m >= self._goal_m:
             return True, False, SUCCESS_REASON
         # Half a period of slack: 60 s are 1 200 steps of 0.05 s, whatever the sum rounds to.
-        if (self._steps + 0.5) * self.period_s > self._time_limit_s:
+        if (self.steps + 0.5) * self.period_s > self._time_limit_s:
             return False, True, "time_limit"
         stands = abs(frame.vehicle.speed_mps) < _STANDING_MPS and frame.lead_gap_m > _LEAD_CLOSE_M
         self.standing_s = self.standing_s + self.period_s if stands else 0.0

@@ -12,7 +12,9 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from avtd3.store.errors import RoadError, StorageError, WorldError
 from avtd3.store.files import read_json, sha256, write_aside
@@ -39,6 +41,42 @@ def check_native(name: str, xodr: str) -> None:
         raise RoadError(f"road {name} {fault}, expected {expected}")
 
 
+def run_apart(
+    module: str, data: bytes, task: str, **settings: str
+) -> subprocess.CompletedProcess[bytes] | None:
+    """Run a module on data, with environment variables; return None if it takes too long.
+
+    The module answers with `answer_apart`; the task names it in the message if it cannot start.
+    """
+    try:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", module],
+            input=data,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **settings},
+            start_new_session=True,  # Ctrl-C is for the parent alone
+            timeout=WAIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    except OSError as error:
+        raise WorldError(f"cannot start a process to {task}: {error}") from error
+
+
+@contextlib.contextmanager
+def answer_apart() -> Iterator[tuple[bytes, TextIO]]:
+    """Limit this process; yield its standard input, and a file for what it answers.
+
+    What carla prints goes to standard error.
+    """
+    limit_process()
+    with os.fdopen(os.dup(1), "w") as answer:
+        os.dup2(2, 1)
+        yield sys.stdin.buffer.read(), answer
+
+
 def limit_process() -> None:
     """Limit the CPU time and the memory of this process, and let it leave no core file."""
     limits = {resource.RLIMIT_CPU: CPU_S, resource.RLIMIT_AS: MEMORY_BYTES, resource.RLIMIT_CORE: 0}
@@ -52,21 +90,9 @@ def _try(name: str, xodr: str, key: str) -> str:
     """Return what is wrong with a document, empty if nothing, and remember it."""
     # glibc fills memory with a pattern, so that a use of freed memory shows here, not later.
     settings = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_PERTURB_": "165"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", _MODULE],
-            input=xodr.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **settings},
-            start_new_session=True,  # Ctrl-C is for the parent alone
-            timeout=WAIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    done = run_apart(_MODULE, xodr.encode(), f"check road {name}", **settings)
+    if done is None:
         return f"keeps carla.Map busy for more than {WAIT_S:g} s"
-    except OSError as error:
-        raise WorldError(f"cannot start a process to check road {name}: {error}") from error
     number = -done.returncode
     if number == signal.SIGXCPU:
         fault = f"keeps carla.Map busy for more than {CPU_S} s"

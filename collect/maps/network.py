@@ -7,8 +7,6 @@ reaches both ends of every lane and misses no short lane.
 import dataclasses
 import json
 import math
-import os
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.checks import require_carla
-from avtd3.collect.maps.native_check import MEMORY_BYTES, check_native, limit_process
+from avtd3.collect.maps.native_check import MEMORY_BYTES, answer_apart, check_native
 from avtd3.collect.maps.opendrive import DRIVING, lane_sections, lanes_of, parse_opendrive
 from avtd3.store.errors import RoadError
 
@@ -293,10 +291,8 @@ def _beside(
 
 def main() -> None:
     """Build the document on standard input, and print its fault as JSON; for `native_check`."""
-    limit_process()
-    with os.fdopen(os.dup(1), "w") as answer:
-        os.dup2(2, 1)  # carla.Map prints, too
-        xodr, fault = sys.stdin.buffer.read().decode(), ""
+    with answer_apart() as (data, answer):
+        xodr, fault = data.decode(), ""
         try:
             _build(xodr, parse_opendrive(xodr, "to check", is_checked=True))
         except (RuntimeError, IndexError) as error:

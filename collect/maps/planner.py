@@ -44,8 +44,6 @@ class PlannedRoute:
     route: Route
     lanes: tuple[int, ...]
     """Indices in `RoadNetwork.lanes`, in driving order; a lane may occur again."""
-    start_distance_m: float
-    """Distance along the first lane at which the route starts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def plan_route(network: RoadNetwork, rng: np.random.Generator, length_m: float) 
         found = f"no route of {MIN_ROUTE_M:g} m (longest found: {reached:.1f} m)"
         raise RoadError(f"road {network.name} has {found}; use longer roads")
     parts = [LanePart(lanes[0], start_m), *(LanePart(lane, 0.0) for lane in lanes[1:])]
-    return PlannedRoute(join(network, parts, min(length_m, reached)), lanes, start_m)
+    return PlannedRoute(join(network, parts, min(length_m, reached)), lanes)
 
 
 def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRoute:
@@ -99,8 +97,7 @@ def plan_through(network: RoadNetwork, waypoints: Sequence[_Point]) -> PlannedRo
             f"road {network.name}: the route through {len(waypoints)} waypoints is {length_m:.1f} "
             f"m long, expected at least {MIN_ROUTE_M:g} m; move the last one farther away"
         )
-    driven = tuple(part.lane for part in parts)
-    return PlannedRoute(join(network, parts), driven, parts[0].from_m)
+    return PlannedRoute(join(network, parts), tuple(part.lane for part in parts))
 
 
 def join(network: RoadNetwork, parts: Sequence[LanePart], length_m: float = math.inf) -> Route:

@@ -111,25 +111,9 @@ class _Painter:
     def __init__(self, network: RoadNetwork, pixel_m: float) -> None:
         self.lanes, self.pixel_m = network.lanes, pixel_m
         self.strips: tuple[Strip, ...] = (*network.lanes, *network.paved)
-        tile_m = TILE * pixel_m
-        points = np.concatenate([strip.points for strip in self.strips])
-        widest_m = max(float(strip.width_m.max()) for strip in self.strips)
-        if widest_m > MAX_WIDTH_M:
-            raise RoadError(
-                f"road {network.name} has a lane that is {widest_m:.0f} m wide, expected at most "
-                f"{MAX_WIDTH_M:g} m; check the lane widths"
-            )
-        pad_m = max(_PAD_M, _reach_m(widest_m))
-        corner = np.floor((points.min(axis=0) - pad_m) / tile_m) - 1.0
-        count = np.ceil((points.max(axis=0) + pad_m) / tile_m) + 1.0 - corner
-        area_m2 = sum(strip.length_m * float(strip.width_m.max()) for strip in self.strips)
-        if count.prod() > MAX_TILES or area_m2 / pixel_m**2 > MAX_PIXELS:
-            x_km, y_km = (count * tile_m / 1000.0).tolist()
-            found = f"{area_m2 / 1e6:.1f} km2 of lanes in {x_km:.0f} by {y_km:.0f} km"
-            most = f"{MAX_PIXELS * pixel_m**2 / 1e6:g} km2 in {MAX_TILES * tile_m**2 / 1e6:.0f} km2"
-            raise RoadError(f"road {network.name} has {found}, expected at most {most}; split it")
+        corner, count = measure_tiles(network, pixel_m)
         columns, rows = count.astype(np.int64).tolist()
-        self.left_m, self.top_m = (corner * tile_m).tolist()
+        self.left_m, self.top_m = (corner * (TILE * pixel_m)).tolist()
         self.table = self._allocate(rows, columns)
         slots = int(self.table.max()) + 1
         self.fine = np.zeros((slots, TILE, TILE), np.uint8)
@@ -258,6 +242,30 @@ class _Painter:
         row += column
         flat += row
         return flat
+
+
+def measure_tiles(
+    network: RoadNetwork, pixel_m: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the first column and row of the tiles, and their numbers; raise if too large."""
+    strips, tile_m = (*network.lanes, *network.paved), TILE * pixel_m
+    points = np.concatenate([strip.points for strip in strips])
+    widest_m = max(float(strip.width_m.max()) for strip in strips)
+    if widest_m > MAX_WIDTH_M:
+        raise RoadError(
+            f"road {network.name} has a lane that is {widest_m:.0f} m wide, expected at most "
+            f"{MAX_WIDTH_M:g} m; check the lane widths"
+        )
+    pad_m = max(_PAD_M, _reach_m(widest_m))
+    corner = np.floor((points.min(axis=0) - pad_m) / tile_m) - 1.0
+    count = np.ceil((points.max(axis=0) + pad_m) / tile_m) + 1.0 - corner
+    area_m2 = sum(strip.length_m * float(strip.width_m.max()) for strip in strips)
+    if count.prod() > MAX_TILES or area_m2 / pixel_m**2 > MAX_PIXELS:
+        x_km, y_km = (count * tile_m / 1000.0).tolist()
+        found = f"{area_m2 / 1e6:.1f} km2 of lanes in {x_km:.0f} by {y_km:.0f} km"
+        most = f"{MAX_PIXELS * pixel_m**2 / 1e6:g} km2 in {MAX_TILES * tile_m**2 / 1e6:.0f} km2"
+        raise RoadError(f"road {network.name} has {found}, expected at most {most}; split it")
+    return corner, count
 
 
 def _reach_m(width_m: float) -> float:

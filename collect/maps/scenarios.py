@@ -13,11 +13,11 @@ import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
-from avtd3.collect.checks import check_number
+from avtd3.collect.checks import MOST, check_number
 from avtd3.collect.maps.opendrive import decode_xml, parse_number, parse_xml, read_named
 from avtd3.collect.maps.planner import MIN_ROUTE_M
 from avtd3.collect.maps.weather import WEATHER_GROUPS, WEATHERS
@@ -203,6 +203,8 @@ def _changed(entry: Scenario, changes: Mapping[str, object]) -> Scenario:
     check_number("scenario time_limit_s", changed.time_limit_s, minimum=1.0)
     if not changed.town or not changed.weather:
         raise ConfigError("scenario town or weather is empty, expected a name")
+    if changed.town == GENERATED and not changed.network_kinds:
+        raise ConfigError("scenario network_kinds is empty, expected a kind of network")
     return changed
 
 
@@ -275,16 +277,15 @@ def _scenario(route: Mapping[str, Any], place: int, folder: Path) -> Scenario:
 
 def _network(route: Mapping[str, Any]) -> tuple[str, int | None]:
     """Return kind and number of a generated network; an empty kind for other roads."""
-    network = route.get("network")
     named = [key for key in ("town", "xodr", "network") if key in route]
-    if network is None:
+    if "network" not in named:
         if not named:
             raise ConfigError("it has no roads, expected one of town, xodr and network")
         return "", None
     if named != ["network"]:
         both = " and ".join(named)
         raise ConfigError(f"it has {both}, expected network alone; remove the others")
-    found = _mapping(network, "network", ("kind", "number"))
+    found = _mapping(route["network"], "network", ("kind", "number"))
     kind = _text(found, "kind", "")
     if not kind:
         raise ConfigError("network has no kind, expected {kind: town, number: 7}")
@@ -355,12 +356,12 @@ def _text(route: Mapping[str, Any], key: str, default: str) -> str:
     return value
 
 
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type] # is one
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) is not bool and isinstance(value, int | float) and abs(value) <= MOST
 
 
 def _is_place(value: object) -> bool:
-    return _is_number(value) and abs(value) <= _MAX_DISTANCE_M  # type: ignore[arg-type] # is a number
+    return _is_number(value) and abs(value) <= _MAX_DISTANCE_M
 
 
 def _check_known(what: str, name: str, known: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.collect.checks import check_number
-from avtd3.collect.maps.camera_mounting import FrontCamera, draw_mounting
+from avtd3.collect.maps.episode_setup import FrontCamera, draw_mounting
 from avtd3.collect.maps.raster import ASPHALT, COARSE, GAP, PAINT, TEXTURES, TILE, Raster
 from avtd3.collect.maps.weather import Weather
 from avtd3.collect.sim.boxes import (

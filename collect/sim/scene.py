@@ -8,7 +8,7 @@ are equal.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.collect.maps.camera_mounting import FrontCamera, draw_mounting
+from avtd3.collect.maps.episode_setup import FrontCamera, draw_mounting
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.raster import Raster
 from avtd3.collect.maps.weather import Weather, draw_weather
@@ -102,10 +102,9 @@ class Scene(NamedTuple):
             "weather": dataclasses.asdict(self.weather),
             "random": dict(self.random),
             "actors": [list(shape) for shape in self.actors],
-            **({} if self.frames is None else {"frames": list(self.frames)}),
-            **({} if self.route is None else {"route": [list(axis) for axis in self.route]}),
         }
-        return {**setup, "streams": streams} if streams else setup
+        optional = {"frames": self.frames, "route": self.route, "streams": streams or None}
+        return setup | {name: value for name, value in optional.items() if value is not None}
 
     @classmethod
     def parse(cls, setup: Mapping[str, Any]) -> "Scene":
@@ -116,7 +115,7 @@ class Scene(NamedTuple):
                 "built-in simulator can be drawn again"
             )
         with reading_setup():
-            weather = {
+            weather: dict[str, Any] = {
                 name: value if name == "name" and isinstance(value, str) else _number(value)
                 for name, value in setup["weather"].items()
             }
@@ -180,6 +179,8 @@ def parse_route(value: Any) -> list[list[int]] | None:  # noqa: ANN401 - any JSO
         raise ValueError("route is no pair of equally long lists")
     if not all(type(step) is int and abs(step) < _FAR_STEPS for axis in value for step in axis):
         raise ValueError("route has a step that is no whole number of millimetres")
+    if not np.abs(np.diff(route_line(value))).sum() < _MOST:
+        raise ValueError(f"route is longer than {_MOST:g} m")
     return [list(axis) for axis in value]
 
 
@@ -253,7 +254,8 @@ class SceneChanges:
     @staticmethod
     def generator(seed: int) -> np.random.Generator:
         """Return what draws the weather: another stream than those of the episode itself."""
-        return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)).spawn(1)[0])
+        bits = seed & (1 << 64) - 1  # a stored seed may be negative
+        return np.random.default_rng(np.random.SeedSequence(bits, spawn_key=(1,)).spawn(1)[0])
 
 
 def _check_settings(settings: Mapping[str, Any], camera: CameraConfig) -> None:
@@ -298,26 +300,25 @@ class SceneCameras:
         return {n: each.draw(car, poses, shapes, numbers) for n, each in self._drawers.items()}
 
 
+def map_painter(dataset: Path) -> Callable[[str, float], Raster]:
+    """Return a function of digest and side of a pixel that paints a stored map, with a cache."""
+
+    def paint(digest: str, pixel_m: float) -> Raster:
+        text = read_map(dataset, digest)
+        return Raster.paint(RoadNetwork.from_opendrive(digest[:12], text), pixel_m)
+
+    return functools.lru_cache(_CACHED_MAPS)(paint)
+
+
 class SceneRenderer:
     """Draws the pictures of recorded episodes of one dataset."""
 
     def __init__(self, dataset: Path) -> None:
-        self._dataset = dataset
-        self._raster = functools.lru_cache(_CACHED_MAPS)(self._paint)
+        self._raster = map_painter(dataset)
         self._cameras = SceneCameras()
 
-    def _paint(self, digest: str, pixel_m: float) -> Raster:
-        text = read_map(self._dataset, digest)
-        return Raster.paint(RoadNetwork.from_opendrive(digest[:12], text), pixel_m)
-
     def frames(self, scene: Scene, record: WorldRecord) -> Iterator[dict[str, NDArray[np.uint8]]]:
-        """Draw the frames of an episode, one of each stream for each of its observations.
-
-        Raises:
-            DatasetError: The dataset lacks the road network's text.
-            RoadError: The road network cannot be used.
-            SpecError: The scene does not number all pictures.
-        """
+        """Draw the frames of an episode, one of each stream for each of its observations."""
         drawn = scene.frames or range(len(record.ego))
         if len(drawn) != len(record.ego):
             raise SpecError(f"the state numbers {len(drawn)} frames, expected {len(record.ego)}")

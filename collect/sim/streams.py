@@ -205,16 +205,13 @@ class BirdsEye:
         self._reach_m = float(np.abs(self._points).max())
 
     def reset(
-        self, raster: Raster, weather: Weather, rng: np.random.Generator, route: Line | None
+        self,
+        raster: Raster,
+        weather: Weather | None,
+        rng: np.random.Generator | None,
+        route: Line | None,
     ) -> None:
-        """Prepare an episode as `Camera.reset` does; nothing is drawn at random."""
-        self.show(raster, route)
-
-    def skip_to(self, frame: int) -> None:
-        """Do nothing: all frames are drawn in the same way."""
-
-    def show(self, raster: Raster, route: Line | None = None) -> None:
-        """Look at the ground of a raster, and at a route; raise SpecError if it is missing."""
+        """Prepare an episode, also without weather; raise SpecError if the route is missing."""
         if self._shows_route:
             if route is None:
                 raise SpecError(
@@ -234,6 +231,9 @@ class BirdsEye:
         self._near_points = np.where(is_far, 0.0, points)
         self._far_points = points[self._far]
         self._pixel_m = pixel_m
+
+    def skip_to(self, frame: int) -> None:
+        """Do nothing: all frames are drawn in the same way."""
 
     def draw(
         self, car: CarPose, poses: NDArray[np.int64], shapes: Shapes, numbers: Sequence[int]

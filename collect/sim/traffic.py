@@ -106,8 +106,20 @@ class LanePaths:
                 if not lane.successors:
                     break
                 lanes.append(lane.successors[int(rng.integers(len(lane.successors)))])
-        parts = (np.concatenate(points), np.concatenate(distances), np.concatenate(crossing))
-        return _resampled(*parts, start_m=start_m, desired_mps=desired_mps)
+        distance_m = np.concatenate(distances)
+        metres = np.arange(PATH_POINTS, dtype=np.float64)
+        at = start_m + metres
+        even = np.interp(at, distance_m, np.concatenate(points))
+        directions, bend = _bends(even)
+        max_square = np.minimum(_CURVE_MPS2 / np.maximum(bend, 1e-6), desired_mps**2)
+        last = len(distance_m) - 1
+        return Path(
+            points=even,
+            directions=directions,
+            speed_mps=speed_with_braking(max_square, _BRAKING_MPS2, metres),
+            in_junction=np.concatenate(crossing)[np.searchsorted(distance_m, at).clip(max=last)],
+            length_m=min(float(distance_m[-1]) - start_m, float(PATH_POINTS)),
+        )
 
     def drop_passed(self, lanes: list[int], distance_m: float) -> float:
         """Drop the lanes behind a distance; return the distance along the first one left."""
@@ -122,19 +134,9 @@ def _start_places(lane: Lane) -> NDArray[np.float64]:
     return np.arange(_START_MARGIN_M, last, _START_EVERY_M)
 
 
-def _resampled(
-    points: NDArray[np.complex128],
-    distance_m: NDArray[np.float64],
-    crossing: NDArray[np.bool_],
-    *,
-    start_m: float,
-    desired_mps: float,
-) -> Path:
-    """Return a path with one point per metre and the speeds that curves allow."""
-    metres = np.arange(PATH_POINTS, dtype=np.float64)
-    at = start_m + metres
-    even = np.interp(at, distance_m, points)
-    step = np.diff(even)
+def _bends(points: Complex) -> tuple[Complex, Real]:
+    """Return direction and curvature at each of some points that are a metre apart."""
+    step = np.diff(points)
     size = np.abs(step)
     # Beyond a dead end there are no steps: the last direction continues.
     size[0], last = max(float(size[0]), 1e-9), max(int((size > _MIN_STEP_M).sum()) - 1, 0)
@@ -145,14 +147,7 @@ def _resampled(
     directions /= np.abs(directions)
     turn = np.abs(np.angle(chord[1:] * chord[:-1].conj()))
     bend = np.convolve(np.concatenate([turn[:1], turn, turn[-1:]]), _SMOOTHING, mode="same")
-    max_square = np.minimum(_CURVE_MPS2 / np.maximum(bend, 1e-6), desired_mps**2)
-    return Path(
-        points=even,
-        directions=directions,
-        speed_mps=speed_with_braking(max_square, _BRAKING_MPS2, metres),
-        in_junction=crossing[np.searchsorted(distance_m, at).clip(max=len(crossing) - 1)],
-        length_m=min(float(distance_m[-1]) - start_m, float(PATH_POINTS)),
-    )
+    return directions, bend
 
 
 class Claims(NamedTuple):

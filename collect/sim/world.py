@@ -24,17 +24,15 @@ from avtd3.collect.driving.world import (
     WorldStart,
     action_values,
 )
-from avtd3.collect.maps.camera_mounting import FrontCamera
 from avtd3.collect.maps.contact import (
     Course,
     Ego,
-    Nearby,
     find_nearby,
     ground_contact,
     hits_vehicle,
     lead_on_route,
 )
-from avtd3.collect.maps.episode_setup import SimulatorConfig, draw_network, draw_setup
+from avtd3.collect.maps.episode_setup import FrontCamera, SimulatorConfig, draw_network, draw_setup
 from avtd3.collect.maps.network import RoadNetwork
 from avtd3.collect.maps.opendrive import flatten, read_opendrive
 from avtd3.collect.maps.raster import GAP, Raster
@@ -351,10 +349,18 @@ class RoadWorld:
         self._traffic = Traffic(
             prepared.paths, scenario.npcs, ego, self.control_period_s, setup.traffic_rng
         )
-        self._weather, self._random = weather, random_state(setup.camera_rng)
-        self._way = route_steps(route.points)
+        self._scene = Scene(
+            map=prepared.digest,
+            pixel_m=self.config.pixel_m,
+            camera=self.config.camera,
+            weather=weather,
+            random=random_state(setup.camera_rng),
+            actors=self._traffic.shapes,
+            streams={name: self.config.streams[name] for name in self.streams},
+            route=route_steps(route.points),
+        )
         self._cars, self._others = [], []
-        self._cameras.reset(self._scene(prepared), prepared.raster)
+        self._cameras.reset(self._scene, prepared.raster)
         self._frame_id = 0
         self._off_line, self._lane_yaw_rad = [0, 0], float(route.yaw_rad[0])
         self._wheels = self._front_wheels()
@@ -389,7 +395,11 @@ class RoadWorld:
         contact = ground_contact(raster, vehicle.x_m, vehicle.y_m, vehicle.yaw_rad)
         if contact.lane_yaw_rad is not None:
             self._lane_yaw_rad = contact.lane_yaw_rad
-        pictures = self._draw(ego, around)
+        # Record what the pictures show, and draw them from what is recorded.
+        car = (ego.x_m, ego.y_m, ego.yaw_rad)
+        self._cars.append(car)
+        self._others.append(traffic.poses)
+        pictures = self._cameras.draw(car, traffic.poses, traffic.shapes, around.numbers)
         return WorldFrame(
             frame_id=self._frame_id,
             sim_time_s=self._frame_id * self.control_period_s,
@@ -404,31 +414,11 @@ class RoadWorld:
             lead_speed_mps=speed,
         )
 
-    def _draw(self, ego: Ego, around: Nearby) -> dict[str, NDArray[np.uint8]]:
-        """Record what the pictures show, and draw them from what is recorded."""
-        car, traffic = (ego.x_m, ego.y_m, ego.yaw_rad), self._traffic
-        self._cars.append(car)
-        self._others.append(traffic.poses)
-        return self._cameras.draw(car, traffic.poses, traffic.shapes, around.numbers)
-
-    def _scene(self, prepared: PreparedMap) -> Scene:
-        """Return what the cameras need besides the states."""
-        return Scene(
-            map=prepared.digest,
-            pixel_m=self.config.pixel_m,
-            camera=self.config.camera,
-            weather=self._weather,
-            random=self._random,
-            actors=self._traffic.shapes,
-            streams={name: self.config.streams[name] for name in self.streams},
-            route=self._way,
-        )
-
     def world_record(self) -> WorldRecord:
         """Return the state in each observation of the episode so far."""
         prepared = self._current()
         return WorldRecord(
-            setup=self._scene(prepared).setup(),
+            setup=self._scene.setup(),
             ego=np.array(self._cars),
             # np.stack takes ten times as long.
             actors=np.concatenate(self._others).reshape(len(self._others), self._traffic.count, 3),

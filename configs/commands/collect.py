@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import interruptible, progress
 
@@ -18,37 +16,33 @@ if TYPE_CHECKING:
 def collect(
     dataset: Annotated[
         Path,
-        typer.Argument(
-            metavar="DATASET",
-            help="Dataset directory, or a URL such as s3://BUCKET/PATH; created if missing.",
+        opt.argument(
+            "DATASET", "Dataset directory, or a URL such as s3://BUCKET/PATH; created if missing."
         ),
     ],
     world: opt.WorldOption = None,
     steps: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Stop after N steps. Default: 10000."),
+        int | None, opt.option("N", "Stop after N steps. Default: 10000.", min=1)
     ] = None,
     episodes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Stop after N episodes instead.")
+        int | None, opt.option("N", "Stop after N episodes instead.", min=1)
     ] = None,
     seconds: Annotated[
-        float | None,
-        typer.Option(min=0.1, metavar="S", help="Stop after S seconds of wall-clock time instead."),
+        float | None, opt.option("S", "Stop after S seconds of wall-clock time instead.", min=0.1)
     ] = None,
     driver: Annotated[
         str | None,
-        typer.Option(
-            metavar="DRIVER",
-            help="expert, random, policy or takeover, or a mixture such as "
+        opt.option(
+            "DRIVER",
+            "expert, random, policy or takeover, or a mixture such as "
             "0.7:policy+gaussian=0.1,0.3:expert. Default: expert.",
         ),
     ] = None,
     policies: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Directory or URL where a learner publishes policies; needed to drive with "
-            "policy.",
+        opt.option(
+            "DIR",
+            "Directory or URL where a learner publishes policies; needed to drive with policy.",
         ),
     ] = None,
     workers: opt.WorkersOption = None,
@@ -64,26 +58,24 @@ def collect(
     town: opt.TownOption = None,
     random_steps: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Drive the first N steps at random, regardless of --driver. Default: 0.",
+        opt.option(
+            "N", "Drive the first N steps at random, regardless of --driver. Default: 0.", min=0
         ),
     ] = None,
     max_lead: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Wait for the learner when the data are more than N steps ahead of its newest "
+        opt.option(
+            "N",
+            "Wait for the learner when the data are more than N steps ahead of its newest "
             "policy. Default: never wait.",
+            min=0,
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        opt.option(
             "--resume",
-            help="Continue an interrupted collection with its settings; options, --config and "
+            "Continue an interrupted collection with its settings; options, --config and "
             "--set change only what they name.",
         ),
     ] = False,
@@ -96,10 +88,10 @@ def collect(
     Several collectors can write to one dataset at the same time; give each its own --seed.
     Press Ctrl-C once to publish what is complete and stop.
     """
+    from avtd3.collect.collector import choose_plan
     from avtd3.collect.collector import collect as run
     from avtd3.collect.foreign import stdout_to_stderr
     from avtd3.collect.places import collection_path
-    from avtd3.collect.plan import choose_plan
     from avtd3.collect.worlds import use_current_directory
     from avtd3.store.files import remote_url
     from avtd3.store.remote.client import open_place

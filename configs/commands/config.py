@@ -8,29 +8,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import typer
-
 from avtd3.configs.commands.console import print_answer
 from avtd3.configs.commands.options import (
     SCENARIOS,
     ConfigOption,
     SetOption,
     answer,
+    argument,
     complete_presets,
     complete_sections,
     describe_lines,
     describe_presets,
+    group,
 )
 
-app = typer.Typer(
-    help="Show, list, check and compare settings.", no_args_is_help=True, rich_markup_mode=None
-)
+app = group("Show, list, check and compare settings.")
 
 SectionArgument = Annotated[
     str | None,
-    typer.Argument(
-        metavar="SECTION",
-        help="collect, learn, audit, evaluate or demo. Default: all sections.",
+    argument(
+        "SECTION",
+        "collect, learn, audit, evaluate or demo. Default: all sections.",
         show_default=False,
         autocompletion=complete_sections,
     ),
@@ -55,7 +53,7 @@ def show(
 
 @app.command("list")
 def list_() -> None:
-    """List the presets and the built-in scenarios, with a sentence each."""
+    """List the presets and the built-in scenarios."""
     from avtd3.store.render.text import WIDTH, join_lines
 
     scenarios = {str(number): f"{text.capitalize()}." for number, text in enumerate(SCENARIOS)}
@@ -68,10 +66,7 @@ def list_() -> None:
 @app.command()
 def check(
     files: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="FILE", help="YAML files or presets.", autocompletion=complete_presets
-        ),
+        list[str], argument("FILE", "YAML files or presets.", autocompletion=complete_presets)
     ],
 ) -> None:
     """Check configuration files: sections, keys, types and values.
@@ -90,16 +85,13 @@ def check(
 def diff(
     first: Annotated[
         str,
-        typer.Argument(
-            metavar="A",
-            help="A YAML file, a preset, the directory of a run, or the word defaults.",
+        argument(
+            "A",
+            "A YAML file, a preset, the directory of a run, or the word defaults.",
             autocompletion=complete_presets,
         ),
     ],
-    second: Annotated[
-        str,
-        typer.Argument(metavar="B", help="As A.", autocompletion=complete_presets),
-    ] = DEFAULTS,
+    second: Annotated[str, argument("B", "As A.", autocompletion=complete_presets)] = DEFAULTS,
 ) -> None:
     """List the settings that differ between two configurations.
 
@@ -159,7 +151,7 @@ def presets() -> None:
 
 @app.command()
 def reference() -> None:
-    """Print a Markdown page that describes every setting: docs/config.md."""
+    """Print a page of all settings as Markdown: docs/config.md."""
     print_answer(reference_page())
 
 
@@ -267,16 +259,14 @@ def _default_text(value: Any) -> str:  # noqa: ANN401 - any setting
     return f"`{_yaml(plain(value))}`"
 
 
-_NAMES: Mapping[Any, str] = types.MappingProxyType(
-    {
-        bool: "true or false",
-        int: "whole number",
-        float: "number",
-        str: "text",
-        type(None): "null",
-        Any: "any value",
-    }
-)
+_NAMES: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    type(None): "null",
+    Any: "any value",
+}
 
 
 def _type_text(hint: Any) -> str:  # noqa: ANN401 - a type

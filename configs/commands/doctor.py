@@ -3,13 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from avtd3.configs.commands import options as opt
 
-app = typer.Typer(
-    help="Check that external requirements are met.", no_args_is_help=True, rich_markup_mode=None
-)
+app = opt.group("Check that external requirements are met.")
 
 
 @app.callback()
@@ -21,26 +17,17 @@ def _doctor() -> None:
 def carla(
     host: opt.HostOption = None,
     port: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Port of the CARLA server. Default: 2000.")
+        int | None, opt.option("PORT", "Port of the CARLA server. Default: 2000.")
     ] = None,
-    image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save a camera image as PNG.")
-    ] = None,
+    image: Annotated[Path | None, opt.option("FILE", "Save a camera image as PNG.")] = None,
     drive: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS", min=1.0, help="Also let the expert drive, and check what that shows."
-        ),
+        opt.option("SECONDS", "Also let the expert drive, and check what that shows.", min=1.0),
     ] = None,
-    town: Annotated[
-        str, typer.Option(metavar="TOWN", help="Map for --drive. Default: Town01.")
-    ] = "Town01",
-    npcs: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Other vehicles for --drive. Default: 10.")
-    ] = 10,
+    town: Annotated[str, opt.option("TOWN", "Map for --drive.")] = "Town01",
+    npcs: Annotated[int, opt.option("N", "Other vehicles for --drive.", min=0)] = 10,
     html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the findings and pictures of --drive as HTML."),
+        Path | None, opt.option("FILE", "Write the findings and pictures of --drive as HTML.")
     ] = None,
     config: opt.ConfigOption = None,
     set_: opt.SetOption = None,

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import running
 
@@ -12,16 +10,15 @@ from avtd3.configs.commands.console import running
 def evaluate(
     policy: Annotated[
         str,
-        typer.Argument(
-            metavar="POLICY",
-            help="Policy file, directory of policies (the newest is used), URL of either such as "
-            "s3://BUCKET/PATH, or a driver such as expert.",
+        opt.argument(
+            "POLICY",
+            "Policy file, directory of policies (the newest is used), URL of either, such as "
+            "s3://BUCKET/PATH, or a driver, such as expert.",
         ),
     ],
     world: opt.WorldOption = None,
     episodes: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Number of held-out episodes. Default: 20."),
+        int | None, opt.option("N", "Number of held-out episodes. Default: 20.", min=1)
     ] = None,
     workers: opt.WorkersOption = None,
     scheduler: opt.SchedulerOption = None,
@@ -34,9 +31,7 @@ def evaluate(
     npcs: opt.NpcsOption = None,
     walkers: opt.WalkersOption = None,
     town: opt.TownOption = None,
-    gif: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the first episode as a GIF.")
-    ] = None,
+    gif: Annotated[Path | None, opt.option("FILE", "Save the first episode as a GIF.")] = None,
     config: opt.ConfigOption = None,
     set_: opt.SetOption = None,
     as_json: opt.JsonOption = False,

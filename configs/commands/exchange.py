@@ -3,33 +3,29 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import running
 
 
 def export(
-    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset directory.")],
+    dataset: Annotated[Path, opt.argument("DATASET", "Dataset directory.")],
     out: Annotated[
         Path,
-        typer.Argument(
-            metavar="OUT",
-            help="File (hdf5) or directory (others) to create. Until it is whole, the work is "
+        opt.argument(
+            "OUT",
+            "File (hdf5) or directory (others) to create. Until it is whole, the work is "
             "in OUT.partial; to continue, run the same command again.",
         ),
     ],
     to: Annotated[
         Literal["hdf5", "lerobot", "minari", "npz"],
-        typer.Option(
-            "--to",
-            help="Layout: hdf5 (robomimic), lerobot, minari, or npz (replay buffer of DrQ-v2).",
+        opt.option(
+            "--to", "Layout: hdf5 (robomimic), lerobot, minari, or npz (replay buffer of DrQ-v2)."
         ),
     ],
     filter_: opt.FilterOption = None,
     stream: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Export only this stream. Repeatable. Default: all."),
+        list[str] | None, opt.option("NAME", "Export only this stream. Repeatable. Default: all.")
     ] = None,
     as_json: opt.JsonOption = False,
 ) -> None:
@@ -48,49 +44,38 @@ def export(
 
 def import_(
     source: Annotated[
-        Path,
-        typer.Argument(metavar="SOURCE", help="File (hdf5) or directory (minari, npz) to read."),
+        Path, opt.argument("SOURCE", "File (hdf5) or directory (minari, npz) to read.")
     ],
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="Dataset directory; created if missing.")
-    ],
+    dataset: Annotated[Path, opt.argument("DATASET", "Dataset directory; created if missing.")],
     from_: Annotated[
         Literal["hdf5", "minari", "npz"],
-        typer.Option(
-            "--from",
-            help="Layout: hdf5 (robomimic or D4RL), minari, or npz (replay buffer of DrQ-v2).",
+        opt.option(
+            "--from", "Layout: hdf5 (robomimic or D4RL), minari, or npz (replay buffer of DrQ-v2)."
         ),
     ],
     image: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Observation to store as image, or none. Default: all; several become streams.",
+        opt.option(
+            "NAME", "Observation to store as image, or none. Default: all; several become streams."
         ),
     ] = None,
     vector: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Observation to store as part of the vector. Repeatable. Default: all.",
-        ),
+        opt.option("NAME", "Observation to store as part of the vector. Repeatable. Default: all."),
     ] = None,
     stack: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=64,
-            metavar="K",
-            help="Frames per observation. Default: as the source says, else 4.",
+        opt.option(
+            "K", "Frames per observation. Default: as the source states, or else 4.", min=1, max=64
         ),
     ] = None,
     period: Annotated[
         float | None,
-        typer.Option(
+        opt.option(
+            "SECONDS",
+            "Simulated time per step, if the source does not state it. Default: 0.05.",
             min=1e-6,
             max=1e6,
-            metavar="SECONDS",
-            help="Simulated time per step, if the source does not say it. Default: 0.05.",
         ),
     ] = None,
     as_json: opt.JsonOption = False,

@@ -12,9 +12,11 @@ from avtd3.configs.commands.console import EXIT_NO, say
 from avtd3.configs.commands.options import (
     JsonOption,
     answer,
+    argument,
     check_destinations,
     complete_words,
     finish,
+    option,
 )
 from avtd3.store.errors import ConfigError, abbreviate
 
@@ -115,53 +117,39 @@ def _parse_mapped(texts: Sequence[str]) -> Mapping[str, str]:
 
 
 RunArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN", help="Run directory, any directory with TensorBoard files, or one file."
-    ),
+    Path, argument("RUN", "Run directory, any directory with TensorBoard files, or one file.")
 ]
 MapOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map", metavar="METRIC=TAG", help="Read METRIC from TAG of this run. Repeatable."
-    ),
+    list[str] | None, option("--map METRIC=TAG", "Read METRIC from TAG of this run. Repeatable.")
 ]
 NamesOption = Annotated[
     str | None,
-    typer.Option(
-        "--names",
-        metavar="NAME|FILE",
-        help="Program that wrote the run: avtd3, sb3, cleanrl, or a YAML file of names. "
+    option(
+        "--names NAME|FILE",
+        "Program that wrote the run: avtd3, sb3, cleanrl, or a YAML file of names. "
         "Default: chosen by the run's tags.",
     ),
 ]
-MarkdownOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write the report as Markdown.")
-]
-HtmlOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML page with plots.")
-]
+MarkdownOption = Annotated[Path | None, option("FILE", "Write the report as Markdown.")]
+HtmlOption = Annotated[Path | None, option("FILE", "Write the report as one HTML page with plots.")]
 
 
 def gate(
     run: RunArgument,
     stage: Annotated[
         str | None,
-        typer.Option(
-            metavar="STAGE",
-            help="Built-in criteria: demo, smoke, 5k, 50k, 100k, 200k or 1m.",
+        option(
+            "STAGE",
+            "Built-in criteria: demo, smoke, 5k, 50k, 100k, 200k or 1m.",
             autocompletion=complete_words(*STAGES),
         ),
     ] = None,
     criteria: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="YAML file of your own criteria; see docs/gates.md."),
+        Path | None, option("FILE", "YAML file of your own criteria; see docs/gates.md.")
     ] = None,
     optional: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PATTERN", help="Metrics that the run may lack, such as '*_cnn/*'. Repeatable."
-        ),
+        option("PATTERN", "Metrics that the run may lack, such as '*_cnn/*'. Repeatable."),
     ] = None,
     names: NamesOption = None,
     map_: MapOption = None,
@@ -193,54 +181,44 @@ class FailOn(enum.StrEnum):
 
 def compare(
     baseline: Annotated[
-        Path, typer.Argument(metavar="BASELINE", help="Run to compare with; as in avtd3 gate.")
+        Path, argument("BASELINE", "Run to compare with; may be what avtd3 gate accepts.")
     ],
-    candidate: Annotated[Path, typer.Argument(metavar="CANDIDATE", help="Run to check.")],
+    candidate: Annotated[Path, argument("CANDIDATE", "Run to check.")],
     align: Annotated[
         Literal["common", "end"],
         typer.Option(help="Compare up to the last common step, or each run up to its end."),
     ] = "common",
     window: Annotated[
-        float,
-        typer.Option(metavar="SHARE", help="Compare this last share of the steps, in (0, 1]."),
+        float, option("SHARE", "Compare this last share of the steps, in (0, 1].")
     ] = 0.2,
     margin: Annotated[
-        float,
-        typer.Option(metavar="SHARE", help="Ignore changes up to this share of the baseline."),
+        float, option("SHARE", "Ignore changes up to this share of the baseline.")
     ] = 0.05,
     confidence: Annotated[
-        float, typer.Option(metavar="P", help="Confidence level of the intervals, in (0, 1).")
+        float, option("P", "Confidence level of the intervals, in (0.5, 1).")
     ] = 0.99,
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PATTERN", help="Compare only these metrics, such as 'critic/*'. Repeatable."
-        ),
+        option("PATTERN", "Compare only these metrics, such as 'critic/*'. Repeatable."),
     ] = None,
     fail_on: Annotated[
         list[FailOn] | None,
-        typer.Option(
-            metavar="worse|lost",
-            help="Exit with 1 if a metric is worse, or if the candidate lost one. Repeatable.",
+        option(
+            "worse|lost",
+            "Exit with 1 if a metric is worse, or if the candidate lost one. Repeatable.",
         ),
     ] = None,
     directions: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="YAML file of metrics that are better when low or when high."
-        ),
+        Path | None, option("FILE", "YAML file of metrics that are better when low or when high.")
     ] = None,
     names: NamesOption = None,
-    baseline_names: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="--names of the baseline.")
-    ] = None,
+    baseline_names: Annotated[str | None, option("NAME|FILE", "--names of the baseline.")] = None,
     map_: MapOption = None,
     baseline_map: Annotated[
-        list[str] | None,
-        typer.Option(metavar="METRIC=TAG", help="--map of the baseline. Repeatable."),
+        list[str] | None, option("METRIC=TAG", "--map of the baseline. Repeatable.")
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also list the metrics without a clear change.")
+        bool, option("--all", "Also list the metrics without a clear change.")
     ] = False,
     markdown: MarkdownOption = None,
     html: HtmlOption = None,
@@ -270,17 +248,15 @@ def compare(
 
 
 def run_page(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run of avtd3 learn.")],
+    run: Annotated[Path, argument("RUN", "Directory of a run of avtd3 learn.")],
     data: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="DATASET",
-            help="Where a dataset of the run is now. Repeatable. Default: where the run read it.",
+        option(
+            "DATASET",
+            "Where a dataset of the run is now. Repeatable. Default: where the run read it.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File to write. Default: RUN/run.html.")
-    ] = None,
+    out: Annotated[Path | None, option("FILE", "File to write. Default: RUN/run.html.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the page of a run again.

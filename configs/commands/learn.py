@@ -1,7 +1,7 @@
 """`avtd3 learn`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,66 +12,57 @@ from avtd3.configs.commands.console import EXIT_NO, interruptible, progress, say
 def learn(
     datasets: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="DATASET",
-            help="Datasets to learn from: directories, or URLs such as s3://BUCKET/PATH.",
+        opt.argument(
+            "DATASET", "Datasets to learn from: directories, or URLs such as s3://BUCKET/PATH."
         ),
     ],
     run: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR",
-            help="Directory of this run: checkpoints, metrics and configuration. An existing "
-            "directory without a run in it gets a new one, such as "
+        opt.option(
+            "DIR",
+            "Directory of this run: checkpoints, metrics and configuration. If it exists and "
+            "is not a run, the run gets a directory of its own in it, such as "
             "TD3_scenario_0_npcs_20_20261130_081500.",
         ),
     ],
     policies: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Directory or URL to publish policies in. Default: policies in --run.",
-        ),
+        opt.option("DIR", "Directory or URL to publish policies in. Default: policies in --run."),
     ] = None,
     updates: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Total gradient updates, including those before a resume. Default: 1000000.",
+        opt.option(
+            "N", "Total gradient updates, including those before a resume. Default: 1000000.", min=1
         ),
     ] = None,
     follow: Annotated[
         bool | None,
-        typer.Option(
+        opt.option(
             "--follow/--no-follow",
-            help="Pick up new segments while collectors write them. Default: no, or as before "
+            "Pick up new segments while collectors write them. Default: no, or as before "
             "with --resume.",
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
+        opt.option(
             "--resume",
-            help="Continue from the newest checkpoint of --run, with the settings of the run; "
+            "Continue from the newest checkpoint of --run, with the settings of the run; "
             "--config and --set change only what they name.",
         ),
     ] = False,
     rollback: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Continue from the checkpoint at update N; later ones are set aside.",
+        opt.option(
+            "N", "Continue from the checkpoint at update N; later ones are set aside.", min=0
         ),
     ] = None,
     mode: Annotated[
         str | None,
-        typer.Option(
-            "--replay",
-            metavar="MODE",
-            help="cache (decoded frames in memory), direct (decode when sampled), or auto "
-            "(cache if it fits). Default: auto.",
+        opt.option(
+            "--replay MODE",
+            "cache (decode all frames once, into scratch files), direct (decode frames when "
+            "they are sampled), or auto (cache if it fits on the disk). Default: auto.",
         ),
     ] = None,
     filter_: opt.FilterOption = None,
@@ -82,8 +73,9 @@ def learn(
 ) -> None:
     """Train TD3 or TD3+BC from datasets and publish policies.
 
-    Writes the page RUN/run.html: curves with alerts, what the policy looks at and would do. Exits
-    with 1 if a guard stopped the training. Press Ctrl-C once to save a checkpoint and stop.
+    Writes the page RUN/run.html, which shows curves with alerts, what the policy looks at, and
+    what it would do. Exits with 1 if a guard stopped the training. Press Ctrl-C once to save a
+    checkpoint and stop.
     """
     from avtd3.learn.threads import limit_spinning
 
@@ -100,16 +92,16 @@ def learn(
     with interruptible() as should_stop, open_ranks() as ranks:
         if not ranks.is_first:
             set_verbosity(-1)
-        resumes = resume or rollback is not None
-        before = read_settings(run) if resumes else {}
-        stored = before["learn"] if resumes else None
-        if not resumes:
+        before: dict[str, Any] = {}
+        if resume or rollback is not None:
+            before = read_settings(run)
+        else:
             check_local(run)
             named = Path(ranks.share(str(name_run(run, datasets))))
             if named != run:
                 say(f"run {named}")
             run = named
-        settings = opt.section("learn", config, set_, stored=stored)
+        settings = opt.section("learn", config, set_, stored=before.get("learn"))
         settings = opt.replace(settings, updates=updates, seed=seed)
         filters = None if filter_ is None else tuple(filter_)
         replay = opt.replace(settings.replay, filter=filters, mode=mode)

@@ -26,7 +26,7 @@ from avtd3.configs.commands.console import (
 from avtd3.store.errors import ConfigError, WorldError, abbreviate
 
 if TYPE_CHECKING:
-    from avtd3.store.maintenance.relabel import Factor
+    from avtd3.store.maintenance.derive import Factor
 
 SCENARIOS = (
     "mixed roads, fair weather, 20 vehicles",
@@ -83,11 +83,31 @@ def versions() -> str:
     return ", ".join((*found, f"{platform.system()} {platform.machine()}"))
 
 
+def group(text: str) -> typer.Typer:
+    """Create a command that consists of others, with its help."""
+    return typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+
+
+def option(form: str, text: str, **more: Any) -> Any:  # noqa: ANN401 - Typer's
+    """Declare an option by its form, such as ``--map METRIC=TAG`` or ``--strict``, and its help.
+
+    Without a flag in the form, the flag is the parameter's name.
+    """
+    flags = [word for word in form.split() if word.startswith("-")]
+    metavar = "".join(form.split()[len(flags) :]) or None
+    return typer.Option(*flags, metavar=metavar, help=text, **more)
+
+
+def argument(metavar: str, text: str, **more: Any) -> Any:  # noqa: ANN401 - Typer's
+    """Declare an argument by its name and its help."""
+    return typer.Argument(metavar=metavar, help=text, **more)
+
+
 VersionOption = Annotated[
     bool,
-    typer.Option(
+    option(
         "--version",
-        help="Print the versions of avtd3 and of the packages that it uses.",
+        "Print the versions of avtd3 and of the packages that it uses.",
         callback=_print_version,
         is_eager=True,
     ),
@@ -154,110 +174,81 @@ def complete_words(*words: str) -> Callable[[str], list[str]]:
 
 ConfigOption = Annotated[
     str | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        help="YAML file, or the name of a preset; see avtd3 config list.",
+    option(
+        "--config FILE",
+        "YAML file, or the name of a preset; see avtd3 config list.",
         autocompletion=complete_presets,
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Set one key, such as learn.td3.tau=0.01. Repeatable."
-    ),
+    option("--set KEY=VALUE", "Set one key, such as learn.td3.tau=0.01. Repeatable."),
 ]
 FilterOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--filter",
-        metavar="KEY=VALUE",
-        help="Select episodes by scenario, world, town, driver, end, policy or date, such as "
+    option(
+        "--filter KEY=VALUE",
+        "Select episodes by scenario, world, town, driver, end, policy or date, such as "
         "end=goal,timeout or policy=3..7. Repeatable; all filters must match.",
     ),
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document to standard output.")
-]
+JsonOption = Annotated[bool, option("--json", "Print one JSON document to standard output.")]
 WorldOption = Annotated[
     str | None,
-    typer.Option(
-        "--world",
-        metavar="WORLD",
-        help="road (built-in simulator), carla, gym:ID (Gymnasium), or MODULE:FACTORY (your own "
+    option(
+        "--world WORLD",
+        "road (built-in simulator), carla, gym:ID (Gymnasium), or MODULE:FACTORY (your own "
         "world, also from the current directory; see docs/worlds.md). Default: road.",
         autocompletion=complete_words("road", "carla", "gym:"),
     ),
 ]
 SchedulerOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="ADDRESS",
-        help="Scheduler of a Dask cluster whose workers drive, such as tcp://host:8786. Default: "
+    option(
+        "ADDRESS",
+        "Scheduler of a Dask cluster whose workers drive, such as tcp://host:8786. Default: "
         "this machine.",
     ),
 ]
 WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="N", help="Worker processes. Default: 1, or one per port with CARLA."
-    ),
+    int | None, option("N", "Worker processes. Default: 1, or one per port with CARLA.", min=1)
 ]
-SeedOption = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Random seed. Default: 0.")
-]
+SeedOption = Annotated[int | None, option("N", "Random seed. Default: 0.", min=0)]
 ScenarioOption = Annotated[
     int | None,
-    typer.Option(
-        min=0,
-        metavar="N",
-        help="Built-in scenario: "
+    option(
+        "N",
+        "Built-in scenario: "
         + "; ".join(f"{number} {name}" for number, name in enumerate(SCENARIOS))
         + ". Default: 0.",
+        min=0,
     ),
 ]
 ScenarioFileOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE", help="Drive these routes in turn: YAML, or CARLA leaderboard XML."
-    ),
+    str | None, option("FILE", "Drive these routes in turn: YAML, or CARLA leaderboard XML.")
 ]
 NpcsOption = Annotated[
-    int | None,
-    typer.Option(
-        min=0, metavar="N", help="Number of other vehicles. Default: as the scenario has."
-    ),
+    int | None, option("N", "Number of other vehicles. Default: as in the scenario.", min=0)
 ]
 WalkersOption = Annotated[
-    int | None,
-    typer.Option(min=0, metavar="N", help="Number of pedestrians, in CARLA. Default: 0."),
+    int | None, option("N", "Number of pedestrians, in CARLA. Default: 0.", min=0)
 ]
 TownOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="TOWN",
-        help="OpenDRIVE file (.xodr), or a CARLA map such as Town01. Default: generated roads.",
+    option(
+        "TOWN", "OpenDRIVE file (.xodr), or a CARLA map such as Town01. Default: generated roads."
     ),
 ]
 HostOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="HOST", help="Host name or address of the CARLA servers. Default: localhost."
-    ),
+    str | None, option("HOST", "Host name or address of the CARLA servers. Default: localhost.")
 ]
 PortsOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="PORT[,PORT...]",
-        help="Ports of the CARLA servers; each gets one worker. Default: 2000.",
-    ),
+    option("PORT[,PORT...]", "Ports of the CARLA servers; each gets one worker. Default: 2000."),
 ]
 ServerCommandOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="COMMAND",
-        help="Start the CARLA servers with this command; {port} becomes the port.",
-    ),
+    option("COMMAND", "Start the CARLA servers with this command; {port} becomes the port."),
 ]
 
 
@@ -490,7 +481,7 @@ def _parse_weight(name: str, value: object) -> float:
 
 def _parse_factors(name: str, value: object) -> "Iterator[Factor]":
     """Yield the factors of an entry ``{weight: 0.5, factors: {r1: {below: -1, factor: 0}}}``."""
-    from avtd3.store.maintenance.relabel import Factor
+    from avtd3.store.maintenance.derive import Factor
 
     if not isinstance(value, dict):
         return

@@ -3,20 +3,14 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
 from avtd3.configs.commands import options as opt
 
-app = typer.Typer(
-    help="Describe a policy, or export it to ONNX or torch.export.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = opt.group("Describe a policy, or export it to ONNX or torch.export.")
 PolicyArgument = Annotated[
     Path,
-    typer.Argument(
-        metavar="POLICY",
-        help="Policy file, policy directory for its newest policy, or URL of either such as "
+    opt.argument(
+        "POLICY",
+        "Policy file, directory of policies (the newest is used), or URL of either, such as "
         "s3://BUCKET/PATH.",
     ),
 ]
@@ -39,33 +33,28 @@ def export(
     policy: PolicyArgument,
     out: Annotated[
         Path,
-        typer.Argument(
-            metavar="OUT", help="File to write, such as policy.onnx; policy.md is the model card."
-        ),
+        opt.argument("OUT", "File to write, such as policy.onnx; policy.md is the model card."),
     ],
     to: Annotated[
         Literal["onnx", "torch"],
-        typer.Option("--to", help="onnx (compared with onnxruntime), or torch (torch.export)."),
+        opt.option("--to", "onnx (compared with onnxruntime), or torch (torch.export)."),
     ],
     run: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Run that trained it, for the card. Default: that around POLICY."
+        opt.option(
+            "DIR", "Run that trained the policy, for the card. Default: the run around POLICY."
         ),
     ] = None,
     data: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="DATASET", help="Dataset for the card. Repeatable. Default: those of the run."
+        opt.option(
+            "DATASET", "Dataset for the card. Repeatable. Default: the datasets of the run."
         ),
     ] = None,
     evaluation: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Output of avtd3 evaluate --json, for the card."),
+        Path | None, opt.option("FILE", "Output of avtd3 evaluate --json, for the card.")
     ] = None,
-    licence: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Licence, for the card.")
-    ] = None,
+    licence: Annotated[str | None, opt.option("TEXT", "Licence, for the card.")] = None,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Export a policy with a model card.

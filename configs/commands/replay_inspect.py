@@ -27,7 +27,7 @@ import typer
 from avtd3.configs.commands import console
 from avtd3.configs.commands import options as opt
 from avtd3.store.errors import ConfigError, escape
-from avtd3.store.files import remote_url
+from avtd3.store.files import remote_url, show_path
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -93,11 +93,12 @@ class Comparison:
                 f"found {len(windows)} --window, expected two, such as "
                 "--window date=..2026-11-09 --window date=2026-11-10.."
             )
-        if both := {*map(str, datasets)} & {*map(str, against)}:
+        if both := {*map(show_path, datasets)} & {*map(show_path, against)}:
             raise ConfigError(
                 f"--against {min(both)} is compared with itself; name another dataset"
             )
-        names = tuple(windows) or tuple(", ".join(map(str, side)) for side in (datasets, against))
+        sides = (datasets, against)
+        names = tuple(windows) or tuple(", ".join(map(show_path, side)) for side in sides)
         return cls(
             datasets=(*datasets, *against),
             against=tuple(against),
@@ -115,7 +116,7 @@ class Comparison:
         elif self.against:
             first, second = Summary(), Summary()
             for dataset in report.datasets:
-                if dataset.path in map(str, self.against):
+                if dataset.path in map(show_path, self.against):
                     second = second.merge(dataset.summary)
                 else:
                     first = first.merge(dataset.summary)
@@ -213,6 +214,7 @@ def show_audit(
     settings: "AuditConfig",
     *,
     penalties: str | None = None,
+    scored: Sequence[Path] = (),
     html: Path | None = None,
     quarantine: bool = False,
     dry_run: bool = False,
@@ -230,7 +232,9 @@ def show_audit(
             from avtd3.collect.leaderboard import penalty_table, score_datasets
 
             table, should_stop = penalty_table(penalties), control["should_stop"]
-            scores.append(score_datasets(comparison.datasets, table, should_stop))
+            scores.append(score_datasets(scored, table, should_stop))
+    for problem in report.not_copied:
+        console.complain(f"avtd3: not copied: {problem}")
     drifts = comparison.drifts(report)
     if html is not None:
         sections = [page_section(found) for found in scores]
@@ -250,7 +254,7 @@ def show_audit(
     opt.answer(document, as_json, text)
     if report.verdict == "unreadable":
         raise typer.Exit(console.EXIT_ENVIRONMENT)
-    if report.verdict != "ok":
+    if report.verdict != "ok" or report.not_copied:
         raise typer.Exit(console.EXIT_NO)
 
 
@@ -290,77 +294,66 @@ def replay_inspect(
     context: typer.Context,
     datasets: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="DATASET",
-            help="Datasets to audit: directories, or URLs, which are copied for the audit.",
+        opt.argument(
+            "DATASET",
+            "Datasets to audit: directories, or URLs, which are copied for the audit (with "
+            "--scheduler, segment by segment by its workers).",
             show_default=False,
         ),
     ] = None,
     sample: Annotated[
-        str | None,
-        typer.Option(metavar="SHARE", help="Read this share of the segments, such as 5% or 0.05."),
+        str | None, opt.option("SHARE", "Read this share of the segments, such as 5% or 0.05.")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Verify again what an earlier audit has verified.")
+        bool, opt.option("--full", "Verify again what an earlier audit has verified.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
+    strict: Annotated[bool, opt.option("--strict", "Treat warnings as errors.")] = False,
     scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Dask scheduler to use. Default: local threads."),
+        str | None, opt.option("ADDRESS", "Dask scheduler to use. Default: local threads.")
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the report as one HTML page.")
-    ] = None,
+    html: Annotated[Path | None, opt.option("FILE", "Write the report as one HTML page.")] = None,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="Afterwards, move damaged segments to quarantine/.")
+        bool, opt.option("--quarantine", "Afterwards, move damaged segments to quarantine/.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --quarantine: list the segments, move nothing.")
+        bool, opt.option("--dry-run", "With --quarantine: list the segments, move nothing.")
     ] = False,
     against: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="DATASET",
-            help="Report the drift from the other datasets to this one. Repeatable.",
-        ),
+        opt.option("DATASET", "Report the drift from the other datasets to this one. Repeatable."),
     ] = None,
     window: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FILTER",
-            help="Give twice, such as date=..2026-11-09 and date=2026-11-10..: report the drift "
+        opt.option(
+            "FILTER",
+            "Give twice, such as date=..2026-11-09 and date=2026-11-10..: report the drift "
             "from the first window to the second.",
         ),
     ] = None,
     scores: Annotated[
-        bool,
-        typer.Option("--scores", help="Report CARLA leaderboard scores, from the stored events."),
+        bool, opt.option("--scores", "Report CARLA leaderboard scores, from the stored events.")
     ] = False,
     episode: Annotated[
         str | None,
-        typer.Option(
-            metavar="EPISODE",
-            help="Show one episode instead: worst, best, longest, shortest, random, "
+        opt.option(
+            "EPISODE",
+            "Show one episode instead: worst, best, longest, shortest, random, "
             "SEGMENT:NUMBER, or its number in the collector's plan.",
         ),
     ] = None,
     filter_: opt.FilterOption = None,
     sheet: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Save the episode as a contact sheet, as PNG."),
+        Path | None, opt.option("FILE", "Save the episode as a contact sheet, as PNG.")
     ] = None,
-    gif: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Save the episode as a GIF.")
-    ] = None,
+    gif: Annotated[Path | None, opt.option("FILE", "Save the episode as a GIF.")] = None,
     mp4: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Save the episode as a video; needs the extra video."),
+        Path | None, opt.option("FILE", "Save the episode as a video; needs the extra video.")
     ] = None,
     estimate: Annotated[
         bool,
-        typer.Option(
+        opt.option(
             "--estimate",
-            help="Report bytes per step of one dataset instead; without a dataset, of the "
+            "Report bytes per step of one dataset instead; without a dataset, of the "
             "configuration.",
         ),
     ] = False,
@@ -381,8 +374,10 @@ def replay_inspect(
         and parameter.expose_value  # not --quiet, which every command has
     ]
     check_options([option for option in given if option not in ("datasets", "--json")])
-    copies = UrlCopies(context, can_move=not quarantine, scheduler=scheduler)
-    datasets, against = copies.local(datasets or ()), copies.local(against or ())
+    copies = UrlCopies(context)
+    datasets, against = datasets or [], against or []
+    if estimate or episode is not None:
+        datasets = copies.local(datasets)
     if estimate:
         show_estimate(datasets, config, set_ or (), as_json=as_json)
         return
@@ -406,10 +401,15 @@ def replay_inspect(
         full=full or None,
         scheduler=scheduler,
     )
+    if quarantine:
+        _check_movable((*datasets, *against))
+    if not settings.is_cluster:
+        datasets, against = copies.local(datasets), copies.local(against)
     show_audit(
         Comparison.parse(datasets, against, window or ()),
         settings,
         penalties=opt.section("evaluate", config, set_, "audit").penalties if scores else None,
+        scored=copies.local(datasets) if scores else (),
         html=html,
         quarantine=quarantine,
         dry_run=dry_run,
@@ -422,8 +422,8 @@ def replay_inspect(
 class UrlCopies:
     """Copies of datasets at URLs, in a temporary directory until the command has ended."""
 
-    def __init__(self, context: typer.Context, *, can_move: bool, scheduler: str | None) -> None:
-        self._context, self._can_move, self._scheduler = context, can_move, scheduler
+    def __init__(self, context: typer.Context) -> None:
+        self._context = context
         self.has_problems = False
         """Whether a segment of a URL is damaged there, and so not in its copy."""
 
@@ -434,16 +434,6 @@ class UrlCopies:
     def _copy(self, url: str) -> Path:
         from avtd3.store.remote.transfer import transfer
 
-        if not self._can_move:
-            raise ConfigError(
-                f"--quarantine moves segments of a directory, found {url}; copy it first (avtd3 "
-                "pull), and audit the copy"
-            )
-        if self._scheduler is not None and "://" in self._scheduler:
-            raise ConfigError(
-                f"--scheduler needs a directory that all workers see, found {url}; copy it there "
-                "first (avtd3 pull), and audit the copy"
-            )
         folder = tempfile.TemporaryDirectory(prefix="avtd3-inspect-")
         path = Path(self._context.with_resource(folder)) / url.rpartition("/")[2]
         with console.running() as control:
@@ -455,3 +445,12 @@ class UrlCopies:
             raise typer.Exit(console.EXIT_NO)
         self.has_problems = self.has_problems or bool(report.problems)
         return path
+
+
+def _check_movable(paths: Sequence[Path]) -> None:
+    """Raise if ``--quarantine`` cannot move segments of a dataset, because it is at a URL."""
+    for url in filter(None, map(remote_url, paths)):
+        raise ConfigError(
+            f"--quarantine moves segments of a directory, found {url}; copy it first (avtd3 "
+            "pull), and audit the copy"
+        )

@@ -3,33 +3,23 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from avtd3.configs.commands import options as opt
 
-app = typer.Typer(
-    help="Make, draw and check road files (OpenDRIVE).", no_args_is_help=True, rich_markup_mode=None
-)
-RoadArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Road file (.xodr).")]
-NewRoadArgument = Annotated[
-    Path, typer.Argument(metavar="OUT", help="Road file to create, such as roads.xodr.")
-]
+app = opt.group("Make, draw and check road files (OpenDRIVE).")
+RoadArgument = Annotated[Path, opt.argument("FILE", "Road file (.xodr).")]
+NewRoadArgument = Annotated[Path, opt.argument("OUT", "Road file to create, such as roads.xodr.")]
 
 
 @app.command()
 def new(
     out: NewRoadArgument,
-    kind: Annotated[
-        str, typer.Option(metavar="KIND", help="country, loop, town or motorway.")
-    ] = "town",
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Number of the network of this kind.")
-    ] = 0,
+    kind: Annotated[str, opt.option("KIND", "country, loop, town or motorway.")] = "town",
+    seed: Annotated[int, opt.option("N", "Seed of the network.", min=0)] = 0,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Generate a road network.
 
-    The same kind and seed give the same file. Collections use these networks, too.
+    The same kind and seed give the same file. Collections drive on such networks, too.
     """
     from avtd3.collect.maps.road_files import new_road
 
@@ -41,16 +31,12 @@ def new(
 @app.command()
 def show(
     road: RoadArgument,
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Picture to write: a name with .svg or .png.")
-    ],
-    routes: Annotated[
-        int, typer.Option(min=0, max=4, metavar="N", help="Random routes to draw.")
-    ] = 1,
+    out: Annotated[Path, opt.argument("OUT", "Picture to write: a name with .svg or .png.")],
+    routes: Annotated[int, opt.option("N", "Random routes to draw.", min=0, max=4)] = 1,
     length: Annotated[
-        float, typer.Option(min=15.0, max=1e6, metavar="METRES", help="Length of the routes.")
+        float, opt.option("METRES", "Length of the routes.", min=15.0, max=1e6)
     ] = 200.0,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the routes.")] = 0,
+    seed: Annotated[int, opt.option("N", "Seed of the routes.", min=0)] = 0,
     as_json: opt.JsonOption = False,
 ) -> None:
     """Draw a road file from above, with lanes, junctions and routes."""
@@ -63,9 +49,10 @@ def show(
 
 @app.command()
 def check(road: RoadArgument, as_json: opt.JsonOption = False) -> None:
-    """Check whether a road file can be driven, and report what carla.Map finds in it.
+    """Check whether a road file can be driven.
 
-    Exits with 1 if it cannot be driven. See docs/roads.md for what is read.
+    Reports what carla.Map finds in it. Exits with 1 if it cannot be driven. See docs/roads.md for
+    which parts of a file are read.
     """
     from avtd3.collect.maps.road_files import check_road
 
@@ -75,10 +62,10 @@ def check(road: RoadArgument, as_json: opt.JsonOption = False) -> None:
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="OpenStreetMap extract (.osm).")],
+    source: Annotated[Path, opt.argument("SOURCE", "OpenStreetMap extract (.osm).")],
     out: NewRoadArgument,
     lane_width: Annotated[
-        float, typer.Option(min=2.0, max=10.0, metavar="METRES", help="Width of the lanes.")
+        float, opt.option("METRES", "Width of the lanes.", min=2.0, max=10.0)
     ] = 3.35,
     as_json: opt.JsonOption = False,
 ) -> None:

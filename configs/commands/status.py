@@ -25,25 +25,21 @@ _STEP_S, _PATIENCE_S = 0.2, 1.0
 def status(
     places: Annotated[
         list[str],
-        typer.Argument(
-            metavar="PLACE",
-            help="Datasets, runs and directories of policies: paths or URLs.",
-        ),
+        opt.argument("PLACE", "Datasets, runs and directories of policies: paths or URLs."),
     ],
     watch: Annotated[
         bool | None,
-        typer.Option(
+        opt.option(
             "--watch/--once",
-            help="Refresh the table until Ctrl-C. Default: in a terminal, without --json and "
-            "--html.",
+            "Update the table until Ctrl-C. Default: --watch in a terminal, unless --json or "
+            "--html is given.",
         ),
     ] = None,
     interval: Annotated[
-        float, typer.Option(min=0.5, max=3600.0, metavar="S", help="Seconds between two looks.")
+        float, opt.option("S", "Seconds between two updates of the table.", min=0.5, max=3600.0)
     ] = 2.0,
     html: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write one HTML page; with --watch, again and again."),
+        Path | None, opt.option("FILE", "Write one HTML page; with --watch, at each update.")
     ] = None,
     as_json: opt.JsonOption = False,
 ) -> None:

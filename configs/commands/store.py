@@ -7,30 +7,19 @@ cannot be read, or the command was interrupted.
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import running
 from avtd3.store.errors import ConfigError
 
-app = typer.Typer(
-    help="Prune, compact, relabel, render, upgrade or pin datasets.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = opt.group("Prune, compact, relabel, render, upgrade or pin datasets.")
 
-DatasetArgument = Annotated[Path, typer.Argument(metavar="DATASET", help="Dataset directory.")]
+DatasetArgument = Annotated[Path, opt.argument("DATASET", "Dataset directory.")]
 NewArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="NEW", help="Dataset to create; to continue, run the same command again."
-    ),
+    Path, opt.argument("NEW", "Dataset to create; to continue, run the same command again.")
 ]
-SegmentsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="SEGMENT", help="Names of segments.")
-]
+SegmentsArgument = Annotated[list[str] | None, opt.argument("SEGMENT", "Names of segments.")]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Report what would be done, and change nothing.")
+    bool, opt.option("--dry-run", "Report what would be done, and change nothing.")
 ]
 
 
@@ -39,18 +28,15 @@ def prune(
     dataset: DatasetArgument,
     max_bytes: Annotated[
         str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Remove the oldest segments until the dataset has this size, such as 10GB.",
+        opt.option(
+            "SIZE", "Remove the oldest segments until the dataset has this size, such as 10GB."
         ),
     ] = None,
     max_steps: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Remove the oldest segments until N steps are left."),
+        int | None, opt.option("N", "Remove the oldest segments until N steps are left.", min=1)
     ] = None,
     older_than: Annotated[
-        str | None,
-        typer.Option(metavar="AGE", help="Remove no segments younger than this, such as 30d."),
+        str | None, opt.option("AGE", "Remove only segments that are older than this, such as 30d.")
     ] = None,
     filter_: opt.FilterOption = None,
     dry_run: DryRunOption = False,
@@ -58,8 +44,9 @@ def prune(
 ) -> None:
     """Remove old or unwanted segments.
 
-    Give a limit, --older-than or --filter. The last two restrict which segments are removed; a
-    filter selects segments all of whose episodes match. Pinned segments are kept.
+    Give --max-bytes, --max-steps, --older-than or --filter. --older-than and --filter restrict
+    which segments are removed; a filter selects a segment only if all of its episodes match. Pinned
+    segments are kept.
     """
     from avtd3.store.filters import parse_filter
     from avtd3.store.maintenance.prune import PruneConfig
@@ -82,10 +69,7 @@ def compact(
     dataset: DatasetArgument,
     target_steps: Annotated[
         int,
-        typer.Option(
-            metavar="N",
-            help="Merge segments of less than N/2 steps into segments of up to N steps.",
-        ),
+        opt.option("N", "Merge segments of fewer than N/2 steps into segments of up to N steps."),
     ] = 16_384,
     dry_run: DryRunOption = False,
     as_json: opt.JsonOption = False,
@@ -108,9 +92,9 @@ def relabel(
     new: NewArgument,
     weights: Annotated[
         list[str],
-        typer.Option(
-            metavar="NAME=NUMBER,...",
-            help="Weights of reward terms, a YAML file of them, or the preset carl; other terms "
+        opt.option(
+            "NAME=NUMBER,...",
+            "Weights of reward terms, a YAML file of them, or the preset carl; other terms "
             "keep the weight 1.",
         ),
     ],
@@ -120,7 +104,7 @@ def relabel(
 
     Frames are hard-linked instead of copied where the file system allows it.
     """
-    from avtd3.store.maintenance.relabel import relabel as run
+    from avtd3.store.maintenance.derive import relabel as run
 
     numbers, factors = opt.parse_weights(weights)
     with running() as control:
@@ -134,45 +118,40 @@ def render(
     dataset: DatasetArgument,
     new: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="NEW", help="Dataset to create; to continue, run the same command again."
-        ),
+        opt.argument("NEW", "Dataset to create; to continue, run the same command again."),
     ] = None,
     camera: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="[NAME=]SETTING=VALUE,...",
-            help="New values of camera settings, such as width=144,field_of_view_deg=60; or a "
+        opt.option(
+            "[NAME=]SETTING=VALUE,...",
+            "New values of camera settings, such as width=144,field_of_view_deg=60; or a "
             "named stream, such as rgb=kind=rgb,height=144,width=256 (repeat it for several).",
         ),
     ] = None,
-    weather: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Another weather, such as night or random."),
-    ] = "",
+    weather: Annotated[str, opt.option("NAME", "Another weather, such as night or random.")] = "",
     check: Annotated[
         bool,
-        typer.Option(
-            "--check", help="Draw the stored pictures again and compare them; change nothing."
-        ),
+        opt.option("--check", "Draw the pictures again and compare them with the stored ones."),
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Processes.")] = 1,
+    workers: Annotated[int, opt.option("N", "Worker processes.", min=1, max=256)] = 1,
     host: opt.HostOption = None,
     port: opt.PortsOption = None,
     config: opt.ConfigOption = None,
     set_: opt.SetOption = None,
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Create a dataset of the same episodes with pictures of another camera or weather.
+    """Create a dataset with pictures of another camera or weather.
 
-    Pictures are drawn from the states of the world, which collections on the built-in simulator
-    and on CARLA store. Without changes, those of the built-in simulator equal the stored ones.
-    Actions, rewards and ends stay the same. Named streams make a dataset of format 2: gray, colour
-    (kind=rgb), semantic masks (kind=semantic) and the view from above (kind=bev, or kind=bev_route
-    with the route); NAME= alone is the recorded camera.
+    The pictures are drawn from the states of the world that collections on the built-in simulator
+    and on CARLA store in every step. The episodes keep their actions, rewards and ends. If neither
+    camera nor weather changes, the pictures of the built-in simulator equal the stored ones.
 
-    Pictures of CARLA's cameras are taken by the servers at --host and --port, which show the states
-    again. --set collect.carla.timeout_s=60 and the like change how they are reached.
+    Named streams make a dataset of format 2: gray, colour (kind=rgb), semantic masks
+    (kind=semantic) and the view from above (kind=bev, or kind=bev_route with the route); NAME=
+    alone is the recorded camera.
+
+    For CARLA's cameras, the servers at --host and --port replay the states and take the pictures.
+    Settings such as --set collect.carla.timeout_s=60 change how the servers are reached.
     """
     from avtd3.collect.rerender import check_pictures, rerender
     from avtd3.collect.sim.scene import SceneChanges
@@ -198,14 +177,14 @@ def upgrade(
     dataset: DatasetArgument,
     new: NewArgument,
     stream: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the stream that the image becomes.")
+        str, opt.option("NAME", "Name of the stream that the image becomes.")
     ] = "front",
     as_json: opt.JsonOption = False,
 ) -> None:
-    """Create a dataset of format 2 with the same episodes; its image is a named stream.
+    """Create a dataset of format 2 with the same episodes.
 
-    Nothing is lost: files are hard-linked where the file system allows it, and each segment is
-    compared with the old one before it is published.
+    The image becomes a named stream. Nothing is lost: files are hard-linked where the file system
+    allows it, and each segment is compared with the old one before it is published.
     """
     from avtd3.store.maintenance.derive import upgrade as run
 
@@ -220,7 +199,7 @@ def pin(
     dataset: DatasetArgument,
     segments: SegmentsArgument = None,
     filter_: opt.FilterOption = None,
-    note: Annotated[str, typer.Option(metavar="TEXT", help="Reason for the pin.")] = "",
+    note: Annotated[str, opt.option("TEXT", "Reason for the pin.")] = "",
     as_json: opt.JsonOption = False,
 ) -> None:
     """Protect segments from prune and compact.

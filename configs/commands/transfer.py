@@ -2,25 +2,19 @@
 
 from typing import Annotated
 
-import typer
-
 from avtd3.configs.commands import options as opt
 from avtd3.configs.commands.console import running
 from avtd3.store.errors import ConfigError, abbreviate
 
 SourceArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="Dataset, or directory of policies: a path, or a URL such as s3://BUCKET/PATH.",
+    opt.argument(
+        "SOURCE", "Dataset, or directory of policies: a path, or a URL such as s3://BUCKET/PATH."
     ),
 ]
-DestinationArgument = Annotated[
-    str, typer.Argument(metavar="DEST", help="Path or URL; created if missing.")
-]
+DestinationArgument = Annotated[str, opt.argument("DEST", "Path or URL; created if missing.")]
 LimitOption = Annotated[
-    str | None,
-    typer.Option("--limit", metavar="RATE", help="Largest bandwidth, such as 20MB/s."),
+    str | None, opt.option("--limit RATE", "Maximum bandwidth, such as 20MB/s.")
 ]
 
 
@@ -30,9 +24,9 @@ def push(
     limit: LimitOption = None,
     removals: Annotated[
         bool,
-        typer.Option(
+        opt.option(
             "--removals",
-            help="Then remove from the URL DEST what avtd3 store prune and compact have removed "
+            "Then remove from the URL DEST what avtd3 store prune and compact have removed "
             "from the directory SOURCE.",
         ),
     ] = False,
@@ -40,10 +34,10 @@ def push(
 ) -> None:
     """Copy a dataset or policies to a URL or directory.
 
-    Both places may be either. Every byte is verified. To continue, run the same command again:
-    what is there is skipped, and so is what was removed there. Endpoint, region and credentials
-    come from the usual environment variables and files, such as AWS_PROFILE. Exits with 1 if
-    something was not copied. See docs/fleet.md.
+    SOURCE and DEST may each be a path or a URL. Every byte is verified. To continue, run the same
+    command again: it skips what is at DEST already, and what was removed there on purpose.
+    Endpoint, region and credentials come from the usual environment variables and files, such as
+    AWS_PROFILE. Exits with 1 if something was not copied. See docs/fleet.md.
     """
     _transfer(source, destination, limit, as_json, removals)
 
@@ -56,9 +50,9 @@ def pull(
 ) -> None:
     """Copy a dataset or policies from a URL or directory.
 
-    Both places may be either. The copy is an ordinary dataset. Every byte is verified. To
-    continue, run the same command again: what is there is skipped. Exits with 1 if something was
-    not copied. See docs/fleet.md.
+    SOURCE and DEST may each be a path or a URL. The copy is an ordinary dataset. Every byte is
+    verified. To continue, run the same command again: it skips what is at DEST already. Exits with
+    1 if something was not copied. See docs/fleet.md.
     """
     _transfer(source, destination, limit, as_json)
 

@@ -9,11 +9,13 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import secrets
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,19 +34,35 @@ from avtd3.store.audit.integrity import VerifiedSegments, list_files
 from avtd3.store.audit.report import AuditReport, DatasetReport
 from avtd3.store.audit.segment_audit import SegmentAudit, SegmentTask, audit_segment
 from avtd3.store.audit.statistics import Moments, Summary
-from avtd3.store.cluster import connect
+from avtd3.store.cluster import (
+    Cluster,
+    WorkerContext,
+    check_shared,
+    connect,
+    copy_outline,
+    fetched_segment,
+)
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
     Avtd3Error,
+    ConfigError,
     DatasetError,
     DatasetUnreadableError,
     FormatVersionError,
+    SegmentCorruptError,
     SegmentNotFoundError,
+    UnreachableError,
     advice,
     check_settings,
     describe,
 )
-from avtd3.store.files import drop_cached, is_directory, is_passing, list_directory
+from avtd3.store.files import (
+    drop_cached,
+    is_directory,
+    is_passing,
+    list_directory,
+    remote_url,
+)
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import QUARANTINE, SEGMENTS, STAGING
 
@@ -83,9 +101,10 @@ class AuditConfig:
     """Findings that are kept per check; all are counted."""
     scheduler: str = "threads"
     """``threads``, ``sync`` (one segment after the other), or the address of a Dask cluster whose
-    workers see the datasets under the same paths."""
+    workers see the datasets under the same paths, or can reach their URLs."""
     workers: int = 0
-    """Threads, or segments in flight on a cluster; 0 means one per core."""
+    """Threads, or segments in flight on a cluster; 0 means one per core, or two per thread of the
+    cluster's workers."""
 
     def __post_init__(self) -> None:
         check_settings(
@@ -98,6 +117,11 @@ class AuditConfig:
             ("workers", self.workers >= 0, "0 or more"),
         )
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the workers of a Dask cluster do the work."""
+        return self.scheduler not in ("threads", "sync")
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AuditProgress:
@@ -108,6 +132,8 @@ class AuditProgress:
     steps: int
     errors: int
     warnings: int
+    cluster: str = ""
+    """What the workers of a cluster do."""
 
     @property
     def fraction(self) -> float:
@@ -116,14 +142,15 @@ class AuditProgress:
 
     def line(self) -> str:
         """Format the progress as one line."""
-        return (
+        text = (
             f"{self.segments_done:,} of {self.segments_total:,} segments, {self.steps:,} steps, "
             f"{self.errors:,} errors, {self.warnings:,} warnings"
         )
+        return f"{text}; {self.cluster}" if self.cluster else text
 
 
 def audit(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     config: AuditConfig | None = None,
     *,
     windows: Sequence[EpisodeFilter] = (),
@@ -136,19 +163,22 @@ def audit(
     changed, except that verified checksums are cached in ``.verified.json``.
 
     Args:
-        paths: The datasets. They are audited together, so duplicates between them are found.
+        paths: The datasets. They are audited together, so duplicates between them are found. On a
+            Dask cluster, they may be URLs: each worker copies one segment at a time.
         config: Settings; None for the defaults.
         windows: Sets of episodes to summarise separately, in `AuditReport.windows`.
         on_progress: Called after each segment.
-        should_stop: Called before each group of segments. If it returns True, the audit ends
-            early; its report covers the segments so far.
+        should_stop: Called before each group of segments, often on a cluster. If it returns True,
+            the audit ends early; its report covers the segments so far.
 
     Returns:
         The report, with `AuditReport.complete` False if the audit ended early.
 
     Raises:
         DatasetError: A path does not exist or is not a dataset.
-        ConfigError: The Dask cluster cannot be reached.
+        ConfigError: The Dask cluster cannot be reached, its workers do not see a path, or there is
+            a URL but no cluster.
+        UnreachableError: A URL cannot be reached, also by a worker.
 
     Example:
         >>> import tempfile
@@ -165,19 +195,16 @@ def audit(
     """
     config = config or AuditConfig()
     start = time.perf_counter()
-    aggregate = _Aggregate(config, windows)
-    tasks = [task for path in paths for task in aggregate.plan(path)]
-    size = SEGMENTS_PER_WORKER * _workers(config)
-    stopped = False
-    with _scheduler(config) as compute:
-        for first in range(0, len(tasks), size):
-            if stopped := should_stop():
-                break
-            for result in compute(tasks[first : first + size]):
-                aggregate.add(result)
-                if on_progress is not None:
-                    on_progress(aggregate.progress(len(tasks)))
-    return aggregate.report(seconds=time.perf_counter() - start, complete=not stopped)
+    aggregate, run = _Aggregate(config, windows), _run_on_cluster if config.is_cluster else _run
+    tasks, is_planned = aggregate.plan_all(paths, should_stop)
+
+    def show(state: str) -> None:
+        if on_progress is not None:
+            on_progress(aggregate.progress(len(tasks), state))
+
+    run(tasks, config, should_stop, aggregate.add, show)
+    is_complete = is_planned and aggregate.done == len(tasks)
+    return aggregate.report(seconds=time.perf_counter() - start, complete=is_complete)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,57 +238,47 @@ def quarantine_damaged(report: AuditReport, *, dry_run: bool = False) -> Quarant
     as well. If most segments of a dataset fail the same check of their bytes, none of these is
     moved. Raise StorageError if a dataset is not writable.
     """
-    proven: list[tuple[SegmentTask, frozenset[str]]] = []
-    kept: list[KeptSegment] = []
+    proven: dict[str, dict[str, frozenset[str]]] = {}
+    reasons: dict[tuple[str, str], str] = {}
     for task in report.damaged_tasks:
         found = _audit_again(task).log.counts
         if errors := frozenset(check for check in found if CHECKS[check].severity == "error"):
-            proven.append((task, errors))
+            proven.setdefault(task.dataset, {})[task.segment_id] = errors
         else:
             what = "it is unreadable now" if "unreadable" in found else "a second read found none"
-            kept.append(_keep(task, f"its errors are not proven: {what}"))
+            reasons[task.dataset, task.segment_id] = f"its errors are not proven: {what}"
     moved: list[str] = []
-    for path in dict.fromkeys(task.dataset for task, _ in proven):
-        own = [(task, errors) for task, errors in proven if task.dataset == path]
+    for path, segments in proven.items():
         try:
-            more = _quarantine(Dataset.open(Path(path)), own, dry_run=dry_run)
+            stay = _quarantine(Dataset.open(Path(path)), segments, dry_run=dry_run)
         except (DatasetError, FormatVersionError) as error:
-            reason = f"its dataset cannot be listed any more: {error}"
-            more = QuarantineReport(moved=(), kept=tuple(_keep(task, reason) for task, _ in own))
-        moved += more.moved
-        kept += more.kept
+            stay = dict.fromkeys(segments, f"its dataset cannot be listed any more: {error}")
+        moved += [name for name in segments if name not in stay]
+        reasons |= {(path, name): reason for name, reason in stay.items()}
+    kept = (KeptSegment(dataset=d, segment=n, reason=why) for (d, n), why in reasons.items())
     return QuarantineReport(moved=tuple(moved), kept=tuple(kept))
 
 
 def _quarantine(
-    dataset: Dataset, proven: Sequence[tuple[SegmentTask, frozenset[str]]], *, dry_run: bool
-) -> QuarantineReport:
-    """Move the segments of one dataset, unless most of them fail alike."""
-    moved: list[str] = []
-    kept: list[KeptSegment] = []
+    dataset: Dataset, proven: Mapping[str, frozenset[str]], *, dry_run: bool
+) -> dict[str, str]:
+    """Move segments of one dataset, unless most of them fail alike; return why some stay."""
+    stay = {}
     total = len(dataset.segment_ids())
-    alike = Counter(check for _, errors in proven for check in errors & BYTE_CHECKS)
+    alike = Counter(check for errors in proven.values() for check in errors & BYTE_CHECKS)
     many = {check: n for check, n in alike.items() if n > max(FEW, MOST_ALIKE * total)}
-    for task, errors in proven:
+    for name, errors in proven.items():
         if common := sorted(errors & many.keys()):
-            reason = (
+            stay[name] = (
                 f"{many[common[0]]} of {total} segments fail alike ({common[0]}), which points "
                 "to the disk, the mount or the copy; check these, then audit again"
             )
-            kept.append(_keep(task, reason))
-            continue
-        try:
-            if not dry_run:
-                dataset.quarantine(task.segment_id)
-        except SegmentNotFoundError:
-            kept.append(_keep(task, "it was removed meanwhile"))
-            continue
-        moved.append(task.segment_id)
-    return QuarantineReport(moved=tuple(moved), kept=tuple(kept))
-
-
-def _keep(task: SegmentTask, reason: str) -> KeptSegment:
-    return KeptSegment(dataset=task.dataset, segment=task.segment_id, reason=reason)
+        elif not dry_run:
+            try:
+                dataset.quarantine(name)
+            except SegmentNotFoundError:
+                stay[name] = "it was removed meanwhile"
+    return stay
 
 
 def _audit_again(task: SegmentTask) -> SegmentAudit:
@@ -297,33 +314,50 @@ class _Aggregate:
         self._rewards: dict[str, dict[str, Moments]] = {}
         self._plans: dict[str, list[tuple[int, NDArray[np.int64]]]] = {}
         self._places: list[tuple[str, str]] = []
-        self._done = 0
+        self._not_copied: list[str] = []
+        self.done = 0
+        """Segments whose results were added."""
 
-    def plan(self, path: Path) -> list[SegmentTask]:
+    def plan_all(
+        self, paths: Sequence[Path | str], should_stop: Callable[[], bool]
+    ) -> tuple[list[SegmentTask], bool]:
+        """Return a task for each segment of datasets; False if stopped before all were listed."""
+        tasks: list[SegmentTask] = []
+        for path in paths:
+            if (url := remote_url(path)) is None or not self._config.is_cluster:
+                tasks += self._plan(Path(path), str(path))
+                continue
+            check_shared(url)
+            with tempfile.TemporaryDirectory(prefix="avtd3-audit-") as folder:
+                outline = Path(folder) / "data"
+                if (problems := copy_outline(url, outline, should_stop)) is None:
+                    return tasks, False
+                self._not_copied += problems
+                tasks += self._plan(outline, url)
+        return tasks, True
+
+    def _plan(self, path: Path, dataset: str) -> list[SegmentTask]:
         """Check a dataset without its segments, and return a task for each of these."""
-        dataset, config = str(path), self._config
+        config = self._config
         if dataset in self._datasets:
             return []
         faults, is_readable = _root_faults(path)
         names, listing_faults = _list_segments(path)
         is_listed = not any(fault.check == "unreadable" for fault in listing_faults)
-        if is_readable and is_listed and (replaced := self._replaced(path, faults)):
+        if is_readable and is_listed and (replaced := self._replaced(path, dataset, faults)):
             # Readers ignore these segments, so they are neither counted nor checked.
             names = [name for name in names if name not in replaced]
             faults.append(Fault(check="replaced", message=f"{len(replaced)} in segments/"))
-        staging, staging_faults = _count_entries(path / STAGING)
-        quarantined, quarantine_faults = _count_entries(path / QUARANTINE)
-        self._datasets[dataset] = DatasetReport(
-            path=dataset, summary=Summary(), staging=staging, quarantined=quarantined
-        )
-        if staging:
-            faults.append(Fault(check="staging", message=f"{staging} in {path / STAGING}"))
-        if quarantined:
-            message = f"{quarantined} in {path / QUARANTINE}"
-            faults.append(Fault(check="quarantined", message=message))
+        counts = {}
+        for check, folder in (("staging", STAGING), ("quarantined", QUARANTINE)):
+            counts[check], unlisted = _count_entries(path / folder)
+            listing_faults += unlisted
+            if counts[check]:
+                faults.append(Fault(check=check, message=f"{counts[check]} in {path / folder}"))
+        self._datasets[dataset] = DatasetReport(path=dataset, summary=Summary(), **counts)
         if not names and is_listed:
             faults.append(Fault(check="empty", message="0 segments, expected 1 or more"))
-        for fault in (*faults, *listing_faults, *staging_faults, *quarantine_faults):
+        for fault in (*faults, *listing_faults):
             self._log.add(fault, dataset=dataset)
         chosen = sample_segments(names, config.sample)
         cache = VerifiedSegments(path)
@@ -342,7 +376,7 @@ class _Aggregate:
             for name in (names if is_readable else ())
         ]
 
-    def _replaced(self, path: Path, faults: list[Fault]) -> frozenset[str]:
+    def _replaced(self, path: Path, dataset: str, faults: list[Fault]) -> frozenset[str]:
         """Return the ids of segments that were merged into others; log claims that are not true."""
         try:
             snapshot = Dataset.open(path).snapshot()
@@ -352,13 +386,16 @@ class _Aggregate:
         for claim in snapshot.unproven:
             message = f"claims to replace segment {claim.claimed}, but {claim.problem}"
             fault = Fault(check="replaces-unproven", message=message)
-            self._log.add(fault, dataset=str(path), segment=claim.claimant)
+            self._log.add(fault, dataset=dataset, segment=claim.claimant)
         return frozenset(segment.id for segment in snapshot.replaced)
 
-    def add(self, result: SegmentAudit) -> None:
-        """Add the result of one segment."""
+    def add(self, result: SegmentAudit | str) -> None:
+        """Add the result of one segment, or why it cannot be copied from its URL."""
+        self.done += 1
+        if isinstance(result, str):
+            self._not_copied.append(result)
+            return
         dataset, segment_id, contents = result.task.dataset, result.task.segment_id, result.contents
-        self._done += 1
         self._log.merge(result.log)
         if result.log.count("error"):
             self._damaged.append(result.task)
@@ -389,14 +426,15 @@ class _Aggregate:
             fault = Fault(check=check, message=f"also in {other}, expected ids to be unique")
             self._log.add(fault, dataset=dataset, segment=segment_id)
 
-    def progress(self, total: int) -> AuditProgress:
+    def progress(self, total: int, cluster: str = "") -> AuditProgress:
         """Return the progress of an audit of ``total`` segments."""
         return AuditProgress(
-            segments_done=self._done,
+            segments_done=self.done,
             segments_total=total,
             steps=sum(dataset.summary.steps for dataset in self._datasets.values()),
             errors=self._log.count("error"),
             warnings=self._log.count("warning"),
+            cluster=cluster,
         )
 
     def report(self, *, seconds: float, complete: bool) -> AuditReport:
@@ -425,6 +463,7 @@ class _Aggregate:
             sample=self._config.sample,
             complete=complete,
             seconds=seconds,
+            not_copied=tuple(self._not_copied),
         )
 
     def _check_plans(self, *, gaps: bool) -> None:
@@ -542,28 +581,91 @@ def _scale_faults(rewards: Mapping[str, Moments]) -> Iterator[tuple[str, Fault]]
         running = running.merge(own)
 
 
-def _workers(config: AuditConfig) -> int:
-    return 1 if config.scheduler == "sync" else config.workers or os.cpu_count() or 1
+_Add: TypeAlias = Callable[[SegmentAudit | str], None]
+"""Adds the result of a segment, in the order of the segments."""
+_Show: TypeAlias = Callable[[str], None]
+"""Shows the progress, and what a cluster does."""
 
 
-@contextlib.contextmanager
-def _scheduler(
+def _run(
+    tasks: Sequence[SegmentTask],
     config: AuditConfig,
-) -> Iterator[Callable[[list[SegmentTask]], Sequence[SegmentAudit]]]:
-    """Provide a function that audits several segments: on threads, this thread or a cluster."""
+    should_stop: Callable[[], bool],
+    add: _Add,
+    show: _Show,
+) -> None:
+    """Audit segments on threads, or in this thread."""
     from dask.base import compute
     from dask.delayed import delayed
 
+    workers = 1 if config.scheduler == "sync" else config.workers or os.cpu_count() or 1
     options: dict[str, Any] = {"scheduler": config.scheduler}
-    with contextlib.ExitStack() as stack:
-        if config.scheduler == "threads":
-            options["num_workers"] = _workers(config)
-        elif config.scheduler != "sync":
-            options["scheduler"] = stack.enter_context(connect(config.scheduler, "audit.scheduler"))
+    if config.scheduler == "threads":
+        options["num_workers"] = workers
+    size = SEGMENTS_PER_WORKER * workers
+    for first in range(0, len(tasks), size):
+        if should_stop():
+            return
+        group = [delayed(audit_segment, pure=False)(task) for task in tasks[first : first + size]]
+        for result in compute(*group, **options):  # type: ignore[no-untyped-call]  # as dask ships it
+            add(result)
+            show("")
 
-        def run(tasks: list[SegmentTask]) -> Sequence[SegmentAudit]:
-            delayed_tasks = [delayed(audit_segment, pure=False)(task) for task in tasks]
-            results: Sequence[SegmentAudit] = compute(*delayed_tasks, **options)  # type: ignore[no-untyped-call]  # as dask ships it
-            return results
 
-        yield run
+def _run_on_cluster(
+    tasks: Sequence[SegmentTask],
+    config: AuditConfig,
+    should_stop: Callable[[], bool],
+    add: _Add,
+    show: _Show,
+) -> None:
+    """Audit segments on the workers of a Dask cluster."""
+    name, number = f"avtd3-audit-{secrets.token_hex(8)}", 0
+    places = (remote_url(task.dataset) or str(Path(task.dataset).absolute()) for task in tasks)
+    jobs = zip(itertools.count(), tasks, places, strict=False)
+    units = ((f"{name}-{job[0]}", job) for job in jobs)
+    early: dict[int, SegmentAudit | str] = {}
+
+    def on_results(found: list[tuple[int, SegmentAudit | str]], state: str) -> None:
+        nonlocal number
+        early.update(found)
+        found.clear()  # results are large
+        while number in early:
+            add(early.pop(number))
+            number += 1
+        show(state)
+
+    with connect(config.scheduler, "audit.scheduler") as client:
+        cluster = Cluster(client, config.scheduler, most=config.workers)
+        _, lost = cluster.run(_audit_unit, units, should_stop=should_stop, on_results=on_results)
+    if lost:
+        raise UnreachableError(f"the audit is not complete, because {lost[0]}")
+
+
+def _audit_unit(
+    job: tuple[int, SegmentTask, str], context: WorkerContext
+) -> tuple[int, SegmentAudit | str]:
+    """Audit a segment in a worker of a Dask cluster; return its number, and the result."""
+    number, task, place = job
+    if (url := remote_url(place)) is None:
+        if not is_directory(Path(place)):
+            raise ConfigError(
+                f"there is no dataset {place}; --scheduler needs a URL, or a directory that all "
+                "workers see under the same path"
+            )
+        return number, _audit_at(place, task)
+    try:
+        with fetched_segment(url, task.segment_id, context.note) as path:
+            return number, _audit_at(str(path), task)
+    except (SegmentCorruptError, SegmentNotFoundError, FormatVersionError) as error:
+        return number, str(error)
+
+
+def _audit_at(place: str, task: SegmentTask) -> SegmentAudit:
+    """Audit a segment of which a process finds the dataset at another place than its task says."""
+    result = audit_segment(dataclasses.replace(task, dataset=place))
+    for kept in result.log.kept.values():
+        for number, found in enumerate(kept):
+            message = found.message.replace(place, task.dataset)
+            kept[number] = dataclasses.replace(found, dataset=task.dataset, message=message)
+    return dataclasses.replace(result, task=task)

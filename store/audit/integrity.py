@@ -6,6 +6,7 @@ does not hash its files again. If a disk alters bytes but none of these, `--full
 checksums of the chunks find it too: every audit verifies them as it decodes the chunks.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -64,14 +65,11 @@ class VerifiedSegments:
         """Read the cache of a dataset; ignore a truncated or invalid cache file."""
         self._path = dataset / VERIFIED_FILE
         self._stamps: dict[str, str] = {}
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             document = read_json(self._path)
-        except (OSError, ValueError):
-            return
-        if isinstance(document, dict) and document.get("format") == FORMAT:
-            stamps = document.get("segments")
-            if isinstance(stamps, dict):
-                self._stamps = {k: v for k, v in stamps.items() if isinstance(v, str)}
+            if document["format"] == FORMAT:
+                stamps = document["segments"].items()
+                self._stamps = {name: value for name, value in stamps if isinstance(value, str)}
 
     def stamp_of(self, segment_id: str) -> str:
         """Return the stamp with which a segment was verified, or an empty string."""
@@ -87,12 +85,9 @@ class VerifiedSegments:
         stamps = {name: value for name, value in kept.items() if name in names and value}
         if stamps == self._stamps:
             return
-        document = canonical_json({"format": FORMAT, "segments": stamps})
-        try:
-            write_aside(self._path, document)
-        except StorageError:
-            return
-        self._stamps = stamps
+        with contextlib.suppress(StorageError):
+            write_aside(self._path, canonical_json({"format": FORMAT, "segments": stamps}))
+            self._stamps = stamps
 
 
 def open_manifest(path: Path) -> tuple[Manifest | None, list[Fault]]:

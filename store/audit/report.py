@@ -78,6 +78,8 @@ class AuditReport:
     """Wall-clock time of the audit."""
     damaged_tasks: tuple[SegmentTask, ...] = ()
     """The tasks of the damaged segments, with which they can be audited again."""
+    not_copied: tuple[str, ...] = ()
+    """Why segments of URLs were not audited: their bytes are not those of their manifests."""
 
     @property
     def damaged(self) -> tuple[tuple[str, str], ...]:

@@ -20,7 +20,6 @@ from avtd3.store.exchange.lerobot import LeRobotLayout
 from avtd3.store.exchange.minari import MinariLayout
 from avtd3.store.exchange.npz import NpzLayout
 from avtd3.store.exchange.record import (
-    ExchangeProgress,
     Layout,
     facts_of,
     record_of,
@@ -40,7 +39,7 @@ from avtd3.store.files import (
 )
 from avtd3.store.filters import parse_filter
 from avtd3.store.locks import ExclusiveLock
-from avtd3.store.render.text import join_lines, plural
+from avtd3.store.render.text import WorkProgress, join_lines, plural
 from avtd3.store.segment import Segment
 
 LAYOUTS: Mapping[str, type[Layout]] = {
@@ -58,15 +57,10 @@ class ExportReport:
     """What `export_episodes` made."""
 
     dataset: str
-    """Path of the dataset."""
     out: str
-    """Path of the export."""
     layout: str
-    """Name of its layout."""
     episodes: int
-    """Episodes in it."""
     steps: int
-    """Steps in these episodes."""
     resumed: int
     """Episodes that an earlier run had exported."""
     kept: tuple[str, ...]
@@ -102,7 +96,7 @@ def export_episodes(
     filters: Sequence[str] = (),
     streams: Sequence[str] = (),
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[ExchangeProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> ExportReport:
     """Export the episodes that match all filters, or continue an interrupted export.
 
@@ -130,7 +124,7 @@ def export_episodes(
     dataset = Dataset.open(source)
     if layout not in LAYOUTS:
         raise ConfigError(f"--to is {layout!r}, expected one of: {', '.join(LAYOUTS)}")
-    parse_filter(filters)
+    parse_filter(filters)  # an error here makes no directory
     made = LAYOUTS[layout](dataset.spec.select(streams))
     if exists(out):
         raise ConfigError(f"{out} exists; choose another path, or remove it first")
@@ -161,6 +155,7 @@ class _Export:
     ) -> None:
         self._dataset, self._out, self._partial = dataset, out, partial
         self._layout, self._name, self._filters = layout, name, filters
+        self._chosen = parse_filter(filters)
         self._segments = self._planned_segments()
         self._parts: list[Path] = []
         self._steps = self._resumed = 0
@@ -199,20 +194,18 @@ class _Export:
         return [segment for name, segment in found.items() if name in segments]
 
     def _episodes(self) -> Iterator[Episode]:
-        chosen = parse_filter(self._filters)
-        for segment in self._segments:
+        for segment in self._segments:  # the arrays of one segment at a time are in memory
             reader = SegmentReader(segment)
-            for number in np.flatnonzero(chosen.matches(reader.table)).tolist():
+            for number in np.flatnonzero(self._chosen.matches(reader.table)).tolist():
                 yield Episode(reader, number)
 
     def run(
         self,
         should_stop: Callable[[], bool],
-        on_progress: Callable[[ExchangeProgress], None],
+        on_progress: Callable[[WorkProgress], None],
     ) -> bool:
         """Write the files of the episodes that have none; return whether it was interrupted."""
-        chosen = parse_filter(self._filters)
-        total = sum(int(chosen.matches(s.episode_table()).sum()) for s in self._segments)
+        total = sum(int(self._chosen.matches(s.episode_table()).sum()) for s in self._segments)
         sweep_asides(self._partial / _EPISODES)
         for number, episode in enumerate(self._episodes()):
             if should_stop():
@@ -226,7 +219,9 @@ class _Export:
             self._parts.append(path)
             self._steps += episode.length
             if not is_there:  # what costs no time would spoil the estimate of the time left
-                on_progress(ExchangeProgress(verb="exported", done=number + 1, total=total))
+                on_progress(
+                    WorkProgress(verb="exported", done=number + 1, total=total, noun="episode")
+                )
         return False
 
     def _write(self, path: Path, number: int, episode: Episode) -> None:

@@ -7,8 +7,9 @@ images as (T, H, W, C)), ``actions``, ``rewards`` and ``dones``
 ``next_observations`` (https://github.com/Farama-Foundation/D4RL).
 """
 
+import abc
 import contextlib
-import importlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,30 +19,25 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import (
-    MissingPackageError,
-    SpecError,
-    UnreadableError,
-    abbreviate,
-    install_command,
-)
+from avtd3.store.errors import MissingPackageError, SpecError, abbreviate, import_extra
 from avtd3.store.exchange.record import (
     EXTRA,
     FACTS,
     LISTED,
-    MAX_FACTS_BYTES,
     EpisodeRecord,
     ImportConfig,
     Layout,
     Source,
+    cannot_read,
     check_ratio,
     check_size,
     choose_observations,
     parse_facts,
+    text_of,
     to_float32,
     to_vectors,
 )
-from avtd3.store.files import canonical_json, is_passing, open_regular, parse_json, sha256_of_file
+from avtd3.store.files import canonical_json, open_regular, parse_json, sha256_of_file
 from avtd3.store.spec import EpisodeSpec
 
 H5: TypeAlias = Any
@@ -53,12 +49,7 @@ _CHUNK_BYTES = 1 << 16
 
 def import_h5py() -> H5:
     """Import h5py, or say how to install it."""
-    try:
-        return importlib.import_module("h5py")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"HDF5 files need h5py; install it with {install_command('exchange')}"
-        ) from error
+    return import_extra("h5py", "exchange", "HDF5 files need")
 
 
 @contextlib.contextmanager
@@ -79,16 +70,26 @@ def put(group: H5, name: str, values: NDArray[Any]) -> None:
     group.create_dataset(name, data=values, **options)
 
 
+def put_steps(group: H5, record: EpisodeRecord, facts: bytes, **more: NDArray[Any]) -> None:
+    """Write actions, rewards, more arrays, and the facts of an episode."""
+    arrays = {"actions": record.actions, "rewards": record.rewards, **more}
+    for name, values in (arrays | {FACTS: np.frombuffer(facts, np.uint8)}).items():
+        put(group, name, values)
+
+
 def put_extra(group: H5, record: EpisodeRecord) -> None:
     """Write the arrays that only avtd3 reads."""
-    for name, field in EXTRA.items():
-        if (values := getattr(record, field)) is not None:
-            put(group, name, values)
+    for name, values in record.extra.items():
+        put(group, name, values)
 
 
-def rows_last(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return frames (T, C, H, W) as (T, H, W, C)."""
-    return np.ascontiguousarray(np.moveaxis(frames, 1, -1))
+def planes_last(record: EpisodeRecord) -> dict[str, NDArray[Any]]:
+    """Return the observations by name: images uint8 (T + 1, H, W, C), vector (T + 1, V)."""
+    found: dict[str, NDArray[Any]] = {
+        key: np.ascontiguousarray(np.moveaxis(frames, 1, -1))
+        for key, frames in record.images.items()
+    }
+    return found if record.vectors is None else {**found, "vector": record.vectors}
 
 
 class RobomimicLayout(Layout):
@@ -110,20 +111,12 @@ class RobomimicLayout(Layout):
         with writing(path) as file:
             demo = file.create_group(f"data/demo_{number}")
             demo.attrs["num_samples"] = record.length
-            for key, values in _keys(record).items():
+            for key, values in planes_last(record).items():
                 put(demo, f"obs/{key}", values[:-1])
                 put(demo, f"next_obs/{key}", values[1:])
-            ends = np.zeros((2, record.length), np.uint8)
-            ends[:, -1] = record.terminated, record.truncated
-            for name, values in (
-                ("actions", record.actions),
-                ("rewards", record.rewards),
-                ("dones", ends[0]),
-                ("terminals", ends[0]),
-                ("timeouts", ends[1]),
-                (FACTS, np.frombuffer(facts, np.uint8)),
-            ):
-                put(demo, name, values)
+            terminals, timeouts = record.ends.astype(np.uint8)
+            ends = {"dones": terminals, "terminals": terminals, "timeouts": timeouts}
+            put_steps(demo, record, facts, **ends)
             put_extra(demo, record)
 
     def finish(
@@ -145,11 +138,6 @@ class RobomimicLayout(Layout):
         return whole
 
 
-def _keys(record: EpisodeRecord) -> dict[str, NDArray[Any]]:
-    images = {key: rows_last(frames) for key, frames in record.images.items()}
-    return images | ({} if record.vectors is None else {"vector": record.vectors})
-
-
 class Hdf5File:
     """An HDF5 file from anywhere: arrays are checked before memory is allocated for them."""
 
@@ -164,9 +152,9 @@ class Hdf5File:
         """Close the file."""
         self.root.close()
 
-    def get(self, group: H5, name: str) -> H5:
-        """Return a group or array by name, or None; links out of the file are refused."""
-        found = group
+    def get(self, name: str) -> H5:
+        """Return a group or array by path, or None; links out of the file are refused."""
+        found = self.root
         for part in name.split("/"):
             if not isinstance(found, self._h5py.Group) or part not in found:
                 return None
@@ -179,13 +167,9 @@ class Hdf5File:
         """Return whether a node is a group."""
         return isinstance(node, self._h5py.Group)
 
-    def names(self, group: H5) -> list[str]:
-        """Return the names in a group."""
-        return list(group.keys())
-
-    def array(self, group: H5, name: str) -> H5:
+    def array(self, name: str) -> H5:
         """Return an array of numbers that can be read safely; `values` reads it."""
-        node = self.get(group, name)
+        node = self.get(name)
         if not isinstance(node, self._h5py.Dataset):
             raise SpecError(f"there is no array {abbreviate(name)}")
         plan = node.id.get_create_plist()
@@ -197,9 +181,9 @@ class Hdf5File:
             )
         return node
 
-    def values(self, group: H5, name: str, rows: slice = slice(None)) -> NDArray[Any]:
+    def values(self, name: str, rows: slice = slice(None)) -> NDArray[Any]:
         """Read an array of numbers, or some of its rows."""
-        node = self.array(group, name)
+        node = self.array(name)
         shape, dtype = node.shape, node.dtype
         if not shape or dtype.kind not in "iufb":
             raise SpecError(f"{name} is {dtype} {shape}, expected rows of numbers")
@@ -209,38 +193,30 @@ class Hdf5File:
         found: NDArray[Any] = node[rows]
         return found
 
-    def leaves(self, group: H5) -> dict[str, H5]:
-        """Return the arrays below a group by path."""
+    def leaves(self, group: str) -> dict[str, H5]:
+        """Return the arrays below a group by their paths in it."""
         found: dict[str, H5] = {}
-        waiting = [("", group)]
+        waiting = [group]
         for _ in range(_MAX_NODES):
             if not waiting:
                 return found
-            path, node = waiting.pop()
-            if not self.is_group(node):
-                found[path] = self.array(group, path)
-                continue
-            names = self.names(node)[:_MAX_NODES]
-            waiting += [
-                (f"{path}/{name}".lstrip("/"), self.get(node, name)) for name in reversed(names)
-            ]
+            path = waiting.pop()
+            if self.is_group(node := self.get(path)):
+                waiting += [f"{path}/{name}" for name in reversed(list(node)[:_MAX_NODES])]
+            else:
+                found[path[len(group) + 1 :]] = self.array(path)
         raise SpecError(f"it has more than {_MAX_NODES} groups and arrays")
 
-    def json(self, group: H5) -> bytes:
-        """Return the JSON text in avtd3's own array; empty if there is none."""
-        if self.get(group, FACTS) is None:
-            return b""
-        values = self.values(group, FACTS)
-        if values.dtype != np.uint8 or values.nbytes > MAX_FACTS_BYTES:
-            raise SpecError(f"{FACTS} is {values.dtype} {values.shape}, expected a short text")
-        return values.tobytes()
+    def text(self, name: str) -> bytes:
+        """Return the JSON text in an array of avtd3; empty if there is none."""
+        return b"" if self.get(name) is None else text_of(self.values(name))
 
-    def extra(self, group: H5) -> dict[str, Any]:
+    def extra(self, group: str) -> dict[str, Any]:
         """Return the fields of an `EpisodeRecord` from avtd3's own arrays."""
         return {
-            field: self.values(group, name)
+            field: self.values(f"{group}/{name}")
             for name, field in EXTRA.items()
-            if self.get(group, name) is not None
+            if self.get(f"{group}/{name}") is not None
         }
 
 
@@ -252,52 +228,75 @@ def reading(path: Path) -> Iterator[None]:
     except (SpecError, MissingPackageError):
         raise
     except OSError as error:
-        kind = UnreadableError if error.errno and is_passing(error) else SpecError
-        raise kind(f"{path} cannot be read: {abbreviate(str(error), 300)}") from error
+        raise cannot_read(path, error, abbreviate(str(error), 300)) from error
     except (ValueError, KeyError, RuntimeError, TypeError, OverflowError) as error:
         raise SpecError(
             f"{path} is damaged, or not of the layout: {abbreviate(str(error), 300)}"
         ) from error
 
 
-class Hdf5Source(Source):
+class FileSource(Source):
+    """A source whose episodes are in one HDF5 file."""
+
+    def __init__(self, path: Path, config: ImportConfig, file: Path) -> None:
+        super().__init__(path, config)
+        self.file = Hdf5File(file)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the file."""
+        return sha256_of_file(self.file.path)
+
+    def actions(self, number: int) -> NDArray[np.float32]:
+        """Return the actions of an episode, float32 (T, A)."""
+        with reading(self.file.path):
+            return to_vectors(self.values(number, "actions"), "actions")
+
+    def read(self, number: int) -> EpisodeRecord | None:
+        """Read an episode."""
+        with reading(self.file.path):
+            return self.read_episode(number)
+
+    @abc.abstractmethod
+    def values(self, number: int, name: str) -> NDArray[Any]:
+        """Read an array of an episode; like `read_episode`, it may raise what h5py raises."""
+
+    @abc.abstractmethod
+    def read_episode(self, number: int) -> EpisodeRecord | None:
+        """Do what `read` does."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class Hdf5Source(FileSource):
     """Import from one HDF5 file, in the layout of robomimic or of D4RL."""
 
     def __init__(self, path: Path, config: ImportConfig) -> None:
-        super().__init__(path, config)
-        self._file = Hdf5File(path)
+        super().__init__(path, config, path)
         with reading(path):
-            if text := self._file.json(self._file.root):
+            if text := self.file.text(FACTS):
                 document = parse_json(text, path)
                 self.document = document if isinstance(document, dict) else {}
-            data = self._file.get(self._file.root, "data")
-            if self._file.is_group(data):
-                self._episodes: _Demos | _Flat = _Demos(self._file, data)
-            elif self._file.get(self._file.root, "observations") is not None:
-                self._episodes = _Flat(self._file)
+            data = self.file.get("data")
+            if self.file.is_group(data):
+                self._episodes: _Demos | _Flat = _Demos(self.file, data)
+            elif self.file.get("observations") is not None:
+                self._episodes = _Flat(self.file)
             else:
-                names = abbreviate(self._file.names(self._file.root))
+                names = abbreviate(list(self.file.root))
                 raise SpecError(
                     f"{path} contains {names}; expected data/demo_N (robomimic) or observations, "
                     "actions, rewards and terminals (D4RL)"
                 )
         self.count = self._episodes.count
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the file."""
-        return sha256_of_file(self.path)
+    def values(self, number: int, name: str) -> NDArray[Any]:
+        """Read an array of an episode."""
+        return self._episodes.values(number, name)
 
-    def actions(self, number: int) -> NDArray[np.float32]:
-        """Return the actions of an episode, float32 (T, A)."""
-        with reading(self.path):
-            return to_vectors(self._episodes.values(number, "actions"), "actions")
-
-    def read(self, number: int) -> EpisodeRecord | None:
+    def read_episode(self, number: int) -> EpisodeRecord | None:
         """Read an episode."""
-        with reading(self.path):
-            return self._read(number)
-
-    def _read(self, number: int) -> EpisodeRecord | None:
         episodes = self._episodes
         arrays = {key: (node.shape, node.dtype) for key, node in episodes.keys(number).items()}
         image, streams, vectors = choose_observations(arrays, self)
@@ -319,9 +318,9 @@ class Hdf5Source(Source):
         elif last is None:
             self.notices.add("the observation after a terminal step repeats the one before it")
         if last is None:
-            last = {key: values[-1] for key, values in observed.items()}
+            last = {key: values[-1:] for key, values in observed.items()}
         if not is_cut:
-            observed = {k: np.concatenate([v, last[k][None]]) for k, v in observed.items()}
+            observed = {k: np.concatenate([v, last[k]]) for k, v in observed.items()}
         if not len(actions):
             return None
         joined, self.vector_names = join_vectors({key: observed[key] for key in vectors})
@@ -335,10 +334,6 @@ class Hdf5Source(Source):
             **episodes.extra(number),
             **({"truncated": not terminated} | episodes.facts(number)),
         )
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def planes_first(frames: NDArray[Any], name: str) -> NDArray[np.uint8]:
@@ -363,38 +358,35 @@ class _Demos:
 
     def __init__(self, file: Hdf5File, data: H5) -> None:
         self._file = file
-        names = [name for name in file.names(data) if re.fullmatch(r"demo_[0-9]{1,18}", name)]
+        names = [name for name in data if re.fullmatch(r"demo_[0-9]{1,18}", name)]
         self._demos = [f"data/{name}" for name in sorted(names, key=lambda name: int(name[5:]))]
         self.count = len(self._demos)
 
     def values(self, number: int, name: str) -> NDArray[Any]:
-        return self._file.values(self._file.root, f"{self._demos[number]}/{name}")
+        return self._file.values(f"{self._demos[number]}/{name}")
 
     def keys(self, number: int) -> dict[str, Any]:
-        group = self._file.get(self._file.root, f"{self._demos[number]}/obs")
-        if not self._file.is_group(group):
+        group = f"{self._demos[number]}/obs"
+        if not self._file.is_group(self._file.get(group)):
             raise SpecError(f"{self._demos[number]} has no group obs; export its observations")
         return self._file.leaves(group)
 
     def is_terminated(self, number: int) -> bool:
         ours = f"{self._demos[number]}/terminals"  # dones may mark every end, also a time limit
-        name = "dones" if self._file.get(self._file.root, ours) is None else "terminals"
+        name = "dones" if self._file.get(ours) is None else "terminals"
         return bool(self.values(number, name)[-1:].any())
 
     def last_observation(self, number: int, keys: Sequence[str]) -> dict[str, NDArray[Any]] | None:
-        name = f"{self._demos[number]}/next_obs"
-        if self._file.get(self._file.root, name) is None:
+        group = f"{self._demos[number]}/next_obs"
+        if self._file.get(group) is None:
             return None
-        return {
-            key: self._file.values(self._file.root, f"{name}/{key}", slice(-1, None))[0]
-            for key in keys
-        }
+        return {key: self._file.values(f"{group}/{key}", slice(-1, None)) for key in keys}
 
     def extra(self, number: int) -> dict[str, Any]:
-        return self._file.extra(self._file.get(self._file.root, self._demos[number]))
+        return self._file.extra(self._demos[number])
 
     def facts(self, number: int) -> dict[str, Any]:
-        text = self._file.json(self._file.get(self._file.root, self._demos[number]))
+        text = self._file.text(f"{self._demos[number]}/{FACTS}")
         return parse_facts(text) if text else {}
 
 
@@ -403,35 +395,34 @@ class _Flat:
 
     def __init__(self, file: Hdf5File) -> None:
         self._file = file
-        self._terminals = file.values(file.root, "terminals").reshape(-1).astype(np.bool_)
+        self._terminals = file.values("terminals").reshape(-1).astype(np.bool_)
         ends = self._terminals.copy()
-        if file.get(file.root, "timeouts") is not None:
-            timeouts = file.values(file.root, "timeouts").reshape(-1)
+        if file.get("timeouts") is not None:
+            timeouts = file.values("timeouts").reshape(-1)
             if timeouts.shape != ends.shape:
                 raise SpecError("terminals and timeouts have different lengths")
             ends |= timeouts.astype(np.bool_)
-        stops = np.flatnonzero(ends) + 1
-        if len(ends) and (not stops.size or stops[-1] != len(ends)):
-            stops = np.append(stops, len(ends))
-        self._rows = list(zip((0, *stops[:-1].tolist()), stops.tolist(), strict=True))
+        ends[-1:] = True
+        stops = (np.flatnonzero(ends) + 1).tolist()
+        self._rows = list(itertools.pairwise([0, *stops]))
         self.count = len(self._rows)
 
     def values(self, number: int, name: str) -> NDArray[Any]:
         plain = "observations" if name == "obs/observations" else name
-        return self._file.values(self._file.root, plain, slice(*self._rows[number]))
+        return self._file.values(plain, slice(*self._rows[number]))
 
     def keys(self, number: int) -> dict[str, Any]:
-        return {"observations": self._file.array(self._file.root, "observations")}
+        return {"observations": self._file.array("observations")}
 
     def is_terminated(self, number: int) -> bool:
         return bool(self._terminals[self._rows[number][1] - 1])
 
     def last_observation(self, number: int, keys: Sequence[str]) -> dict[str, NDArray[Any]] | None:
-        if self._file.get(self._file.root, "next_observations") is None:
+        if self._file.get("next_observations") is None:
             return None
         stop = self._rows[number][1]
-        rows = self._file.values(self._file.root, "next_observations", slice(stop - 1, stop))
-        return {key: rows[0] for key in keys}
+        rows = self._file.values("next_observations", slice(stop - 1, stop))
+        return dict.fromkeys(keys, rows)
 
     def extra(self, number: int) -> dict[str, Any]:
         return {}

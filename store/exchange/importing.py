@@ -21,13 +21,12 @@ from avtd3.store.exchange.minari import MinariSource
 from avtd3.store.exchange.npz import NpzSource
 from avtd3.store.exchange.record import (
     EpisodeRecord,
-    ExchangeProgress,
     ImportConfig,
     Source,
 )
 from avtd3.store.files import canonical_json, check_local, exists
 from avtd3.store.locks import LOCK_FILE, ExclusiveLock
-from avtd3.store.render.text import join_lines, plural
+from avtd3.store.render.text import WorkProgress, join_lines, plural
 from avtd3.store.seal import MAX_PROVENANCE_BYTES
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
@@ -48,17 +47,11 @@ class ImportReport:
     """What `import_episodes` wrote."""
 
     source: str
-    """Path of the source."""
     layout: str
-    """Name of its layout."""
     digest: str
-    """SHA-256 of the source."""
     dataset: str
-    """Path of the dataset."""
     episodes: int
-    """Episodes that were written."""
     steps: int
-    """Steps in these episodes."""
     already_there: int
     """Episodes that the dataset had."""
     notices: tuple[str, ...]
@@ -89,7 +82,7 @@ def import_episodes(
     config: ImportConfig | None = None,
     *,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[ExchangeProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> ImportReport:
     """Import episodes into a new dataset or one of the same spec, or continue an import.
 
@@ -211,8 +204,10 @@ def _bounds(source: Source) -> tuple[list[float], list[float]]:
         low, high = (np.asarray(bound, np.float32) for bound in source.bounds)
         return low.tolist(), high.tolist()
     parts = [actions for n in range(source.count) if len(actions := source.actions(n))]
-    if len({part.shape[1] for part in parts}) != 1:
-        raise SpecError(f"{source.path}: the episodes have actions of different sizes")
+    sizes = {part.shape[1] for part in parts}
+    if len(sizes) != 1 or 0 in sizes:
+        found = f"actions of {sorted(sizes)} numbers"
+        raise SpecError(f"{source.path}: the episodes have {found}, expected one size above 0")
     low = np.min([part.min(axis=0) for part in parts], axis=0)
     high = np.max([part.max(axis=0) for part in parts], axis=0)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -233,7 +228,7 @@ class _Import:
     def run(
         self,
         should_stop: Callable[[], bool],
-        on_progress: Callable[[ExchangeProgress], None],
+        on_progress: Callable[[WorkProgress], None],
     ) -> bool:
         """Write the episodes that the dataset does not have; return whether it was interrupted."""
         total = self._source.count
@@ -245,7 +240,9 @@ class _Import:
                 if is_new and (record := self._source.read(number)) is not None:
                     self._write(number, record)
             if is_new:  # what costs no time would spoil the estimate of the time left
-                on_progress(ExchangeProgress(verb="imported", done=number + 1, total=total))
+                on_progress(
+                    WorkProgress(verb="imported", done=number + 1, total=total, noun="episode")
+                )
         return False
 
     def _write(self, number: int, record: EpisodeRecord) -> None:

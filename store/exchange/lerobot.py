@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import ConfigError, MissingPackageError, install_command
+from avtd3.store.errors import ConfigError, import_extra
 from avtd3.store.exchange.record import DOCUMENT, FACTS, EpisodeRecord, Layout
 from avtd3.store.files import canonical_json, fsync_directory, remove_tree, write_new
 from avtd3.store.spec import EpisodeSpec
@@ -29,15 +29,6 @@ _TASK = "drive"
 _STATISTICS = "avtd3_statistics"
 Arrow: TypeAlias = Any
 """A table or schema of pyarrow, which has no types."""
-
-
-def _import_pyarrow() -> tuple[Arrow, Arrow]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"the LeRobot layout needs pyarrow; install it with {install_command('exchange')}"
-        ) from error
 
 
 class LeRobotLayout(Layout):
@@ -65,32 +56,28 @@ class LeRobotLayout(Layout):
                     f"images have {image.channels} planes, expected 1 or 3 for the LeRobot layout; "
                     f"export other streams than {name} (--stream)"
                 )
-        self._arrow, self._parquet = _import_pyarrow()
+        self._arrow = import_extra("pyarrow", "exchange", "the LeRobot layout needs")
+        self._parquet = importlib.import_module("pyarrow.parquet")
 
     def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:
         """Write an episode into a new file; its rows are numbered when the whole is made."""
-        columns, numbers = {}, self._numbers(record)
+        columns, numbers, types = {}, self._numbers(record), self._types()
         images = {f"{_IMAGES}{name}": frames for name, frames in record.streams.items()}
         if record.frames is not None:
             images[_IMAGE] = record.frames
         for name, frames in images.items():
             pictures = [{"bytes": _png(frame), "path": None} for frame in frames[:-1]]
-            columns[name] = self._arrow.array(pictures, self._types()[name])
+            columns[name] = self._arrow.array(pictures, types[name])
         for name, values in numbers.items():
-            columns[name] = self._column(values, self._types()[name])
+            columns[name] = self._column(values, types[name])
         schema = self._arrow.schema([(name, column.type) for name, column in columns.items()])
         statistics = {name: _moments(values) for name, values in numbers.items()}
         statistics |= {name: _image_moments(frames[:-1]) for name, frames in images.items()}
         metadata = {FACTS: facts, _STATISTICS: json.dumps(statistics).encode()}
-        table = self._arrow.table(columns, schema=schema.with_metadata(metadata))
-        sink = io.BytesIO()
-        self._parquet.write_table(table, sink)
-        write_new(path, sink.getvalue())
+        self._write(path, self._arrow.table(columns, schema=schema.with_metadata(metadata)))
 
     def _numbers(self, record: EpisodeRecord) -> dict[str, NDArray[Any]]:
-        steps = np.arange(record.length)
-        ends = np.zeros((2, record.length), np.bool_)
-        ends[:, -1] = record.terminated, record.truncated
+        steps, ends = np.arange(record.length), record.ends
         found: dict[str, Any] = {
             _STATE: None if record.vectors is None else record.vectors[:-1],
             "action": record.actions,
@@ -178,7 +165,10 @@ class LeRobotLayout(Layout):
             )
             start += length
         meta = whole / "meta"
-        self._write(meta / "episodes" / "chunk-000" / "file-000.parquet", self._rows(rows))
+        if not rows:
+            raise ConfigError("no episode is selected, expected one or more for the LeRobot layout")
+        table = self._arrow.Table.from_pylist(rows)
+        self._write(meta / "episodes" / "chunk-000" / "file-000.parquet", table)
         self._write(meta / "tasks.parquet", self._tasks())
         write_new(meta / "stats.json", json.dumps(_joined(statistics)).encode())
         write_new(meta / "info.json", json.dumps(self._info(len(parts), start), indent=2).encode())
@@ -192,11 +182,6 @@ class LeRobotLayout(Layout):
         sink = io.BytesIO()
         self._parquet.write_table(table, sink)
         write_new(path, sink.getvalue())
-
-    def _rows(self, rows: list[dict[str, Any]]) -> Arrow:
-        if not rows:
-            raise ConfigError("no episode is selected, expected one or more for the LeRobot layout")
-        return self._arrow.Table.from_pylist(rows)
 
     def _tasks(self) -> Arrow:
         """Return the table of tasks, whose index pandas finds in the metadata."""

@@ -20,14 +20,15 @@ from avtd3.store.episode_table import EpisodeInfo
 from avtd3.store.errors import SpecError, abbreviate
 from avtd3.store.exchange.hdf5 import (
     H5,
-    Hdf5File,
+    FileSource,
     import_h5py,
     join_vectors,
     planes_first,
+    planes_last,
     put,
     put_extra,
+    put_steps,
     reading,
-    rows_last,
     writing,
 )
 from avtd3.store.exchange.record import (
@@ -37,21 +38,19 @@ from avtd3.store.exchange.record import (
     EpisodeRecord,
     ImportConfig,
     Layout,
-    Source,
     check_size,
     choose_observations,
     image_key,
     parse_facts,
+    read_document,
+    read_object,
     to_float32,
-    to_vectors,
 )
 from avtd3.store.files import (
     canonical_json,
     fsync_directory,
     parse_json,
-    read_json,
     remove_tree,
-    sha256_of_file,
     write_new,
 )
 from avtd3.store.spec import EpisodeSpec
@@ -83,24 +82,12 @@ class MinariLayout(Layout):
         with writing(path) as file:
             group = file.create_group(f"episode_{number}")
             group.attrs.update(id=number, total_steps=record.length, seed=record.info.seed)
-            parts: dict[str, NDArray[Any]] = {
-                key: rows_last(frames) for key, frames in record.images.items()
-            }
-            if record.vectors is not None:
-                parts["vector"] = record.vectors
+            parts = planes_last(record)
             is_dict = len(parts) > 1 or bool(record.streams)
             for key, values in parts.items():
                 put(group, f"observations/{key}" if is_dict else "observations", values)
-            ends = np.zeros((2, record.length), np.bool_)
-            ends[:, -1] = record.terminated, record.truncated
-            for name, values in (
-                ("actions", record.actions),
-                ("rewards", record.rewards),
-                ("terminations", ends[0]),
-                ("truncations", ends[1]),
-                (FACTS, np.frombuffer(facts, np.uint8)),
-            ):
-                put(group, name, values)
+            terminations, truncations = record.ends
+            put_steps(group, record, facts, terminations=terminations, truncations=truncations)
             put_extra(group.create_group("infos"), record)
 
     def finish(
@@ -163,47 +150,38 @@ def _observation_space(spec: EpisodeSpec) -> dict[str, Any]:
     return {"type": "Dict", "subspaces": spaces}
 
 
-class MinariSource(Source):
+class MinariSource(FileSource):
     """Import from a Minari dataset."""
 
     def __init__(self, path: Path, config: ImportConfig) -> None:
-        super().__init__(path, config)
         folder = path / "data" if (path / "data").is_dir() else path
-        metadata = _read_metadata(folder / _METADATA)
+        file = folder / _METADATA
+        metadata = read_object(file, "the metadata of a Minari dataset", _MAX_METADATA)
+        if metadata.get("data_format", "hdf5") != "hdf5":
+            raise SpecError(f"{file}: expected data_format hdf5; convert the dataset with Minari")
+        space = _parse_space(metadata, "observation_space")
+        bounds = _read_bounds(_parse_space(metadata, "action_space"))
+        super().__init__(path, config, folder / _DATA)
         self._is_jpeg = metadata.get("jpeg_encoding", True) is not False
-        self._space = _parse_space(metadata, "observation_space")
-        self.bounds = _read_bounds(_parse_space(metadata, "action_space"))
-        if (folder.parent / DOCUMENT).is_file() and folder != path:
-            self.document = _read_metadata(folder.parent / DOCUMENT)
-        self._file = Hdf5File(folder / _DATA)
-        with reading(self._file.path):
-            names = self._file.names(self._file.root)
-        self.count = sum(name.startswith("episode_") for name in names)
+        self._space, self.bounds = space, bounds
+        if folder != path:
+            self.document = read_document(path)
+        with reading(self.file.path):
+            self.count = sum(name.startswith("episode_") for name in self.file.root)
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the data."""
-        return sha256_of_file(self._file.path)
+    def values(self, number: int, name: str) -> NDArray[Any]:
+        """Read an array of an episode."""
+        return self.file.values(f"episode_{number}/{name}")
 
-    def actions(self, number: int) -> NDArray[np.float32]:
-        """Return the actions of an episode, float32 (T, A)."""
-        with reading(self._file.path):
-            return to_vectors(self._values(number, "actions"), "actions")
-
-    def _values(self, number: int, name: str) -> NDArray[Any]:
-        return self._file.values(self._file.root, f"episode_{number}/{name}")
-
-    def read(self, number: int) -> EpisodeRecord | None:
+    def read_episode(self, number: int) -> EpisodeRecord | None:
         """Read an episode."""
-        with reading(self._file.path):
-            return self._read(number)
-
-    def _read(self, number: int) -> EpisodeRecord | None:
-        episode = self._file.get(self._file.root, f"episode_{number}")
-        node = None if episode is None else self._file.get(episode, "observations")
+        episode = f"episode_{number}"
+        observed = f"{episode}/observations"
+        node = self.file.get(observed)
         if node is None:
-            raise SpecError(f"there is no episode_{number}/observations")
-        is_group = self._file.is_group(node)
-        arrays = self._file.leaves(node) if is_group else {"observations": node}
+            raise SpecError(f"there is no {observed}")
+        is_group = self.file.is_group(node)
+        arrays = self.file.leaves(observed) if is_group else {"observations": node}
         spaces = {key: self._space_of(key if is_group else "") for key in arrays}
         jpegs = {key: _image_shape(space) for key, space in spaces.items() if self._is_jpeg}
         kinds = {
@@ -215,7 +193,8 @@ class MinariSource(Source):
         image, streams, vectors = choose_observations(kinds, self)
         numbers = {k: self._observation(number, k, is_group=is_group) for k in vectors}
         actions = self.actions(number)
-        ends = [bool(self._values(number, f"{n}ations")[-1:].any()) for n in ("termin", "trunc")]
+        terminated = bool(self.values(number, "terminations")[-1:].any())
+        truncated = bool(self.values(number, "truncations")[-1:].any())
         if not len(actions):
             return None
         joined, self.vector_names = join_vectors(numbers)
@@ -226,22 +205,22 @@ class MinariSource(Source):
                 return planes_first(_decode_jpegs(arrays[key], shape), key)
             return planes_first(self._observation(number, key, is_group=is_group), key)
 
-        infos, text = self._file.get(episode, "infos"), self._file.json(episode)
-        facts: dict[str, Any] = {"truncated": ends[1] or not ends[0]}
-        facts |= parse_facts(text) if text else _seed(episode.attrs.get("seed"))
+        infos, text = f"{episode}/infos", self.file.text(f"{episode}/{FACTS}")
+        facts: dict[str, Any] = {"truncated": truncated or not terminated}
+        facts |= parse_facts(text) if text else _seed(self.file.get(episode).attrs.get("seed"))
         return EpisodeRecord(
             frames=None if image is None else frames_of(image),
             streams={name: frames_of(key) for name, key in streams.items()},
             vectors=joined,
             actions=actions,
-            rewards=to_float32(self._values(number, "rewards"), "rewards"),
-            terminated=ends[0],
-            **(self._file.extra(infos) if text and self._file.is_group(infos) else {}),
+            rewards=to_float32(self.values(number, "rewards"), "rewards"),
+            terminated=terminated,
+            **(self.file.extra(infos) if text else {}),
             **facts,
         )
 
     def _observation(self, number: int, key: str, *, is_group: bool) -> NDArray[Any]:
-        return self._values(number, f"observations/{key}" if is_group else "observations")
+        return self.values(number, f"observations/{key}" if is_group else "observations")
 
     def _space_of(self, key: str) -> Any:  # noqa: ANN401 - JSON
         """Return the space of an observation, by its path."""
@@ -251,26 +230,12 @@ class MinariSource(Source):
             space = space.get(name) if isinstance(space, dict) else None
         return space
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
 
 def _seed(value: object) -> dict[str, Any]:
     """Return the field that holds the seed of an episode, if it is one."""
     if not isinstance(value, int | np.integer) or not -(2**63) <= value < 2**63:
         return {}
     return {"info": EpisodeInfo(seed=int(value))}
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    try:
-        document = read_json(path, _MAX_METADATA)
-    except (OSError, ValueError) as error:
-        raise SpecError(f"expected a Minari dataset: {path} cannot be read: {error}") from error
-    if not isinstance(document, dict) or document.get("data_format", "hdf5") != "hdf5":
-        raise SpecError(f"{path}: expected data_format hdf5; convert the dataset with Minari")
-    return document
 
 
 def _parse_space(metadata: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 - JSON
@@ -290,7 +255,7 @@ def _read_bounds(space: Any) -> tuple[NDArray[Any], NDArray[Any]] | None:  # noq
         raise SpecError(f"actions are {abbreviate(kind)}, expected a Box: TD3 needs numbers")
     try:
         low, high = (np.asarray(space[name], np.float64).ravel() for name in ("low", "high"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise SpecError(f"the bounds of the actions cannot be read: {error}") from error
     return (low, high) if np.isfinite([*low, *high]).all() else None
 

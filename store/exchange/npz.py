@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.episode import Episode
-from avtd3.store.errors import SpecError, UnreadableError, abbreviate, advice
+from avtd3.store.errors import SpecError, abbreviate, advice
 from avtd3.store.exchange.record import (
     DOCUMENT,
     EXTRA,
@@ -31,20 +31,21 @@ from avtd3.store.exchange.record import (
     ImportConfig,
     Layout,
     Source,
+    cannot_read,
     check_ratio,
     check_size,
     image_key,
     parse_facts,
+    read_document,
+    text_of,
     to_float32,
     to_vectors,
 )
 from avtd3.store.files import (
     canonical_json,
     fsync_directory,
-    is_passing,
     list_directory,
     open_regular,
-    read_json,
     sha256,
     sha256_of_file,
     write_new,
@@ -71,7 +72,7 @@ class NpzLayout(Layout):
 
     def part_name(self, number: int, episode: Episode) -> str:
         """Return the name of an episode's file, as DrQ-v2 gives it."""
-        start_s = min(max(episode.started_at, 0.0), _LAST_S)
+        start_s = min(max(0.0, episode.started_at), _LAST_S)  # of NaN, max returns the first
         stamp = datetime.fromtimestamp(start_s, UTC).strftime("%Y%m%dT%H%M%S")
         return f"{stamp}_{number}_{episode.length}.npz"
 
@@ -89,9 +90,7 @@ class NpzLayout(Layout):
         arrays["action"] = np.concatenate([np.zeros_like(record.actions[:1]), record.actions])
         arrays["reward"] = np.concatenate([np.zeros(1, np.float32), record.rewards])[:, None]
         arrays["discount"] = discount
-        extra = {name: getattr(record, field) for name, field in EXTRA.items()}
-        extra[FACTS] = np.frombuffer(facts, np.uint8)
-        arrays |= {name: values for name, values in extra.items() if values is not None}
+        arrays |= record.extra | {FACTS: np.frombuffer(facts, np.uint8)}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
         write_new(path, buffer.getvalue())
@@ -134,10 +133,8 @@ class NpzSource(Source):
         if not self._files:
             raise SpecError(f"{path} has no npz files; expected those of a replay buffer")
         self.count = len(self._files)
-        self.stack = config.stack
-        if (path / DOCUMENT).exists():
-            self.document = _read_document(path / DOCUMENT)
-            self.stack = _stated_stack(self.document) or self.stack
+        self.document = read_document(path)
+        self.stack = _stated_stack(self.document) or config.stack
 
     def digest(self) -> str:
         """Return a SHA-256 over the names and bytes of the files."""
@@ -156,14 +153,18 @@ class NpzSource(Source):
                 name: _pictures(_take(members, image_key(name)), name)
                 for name in self.stated_streams() or self._streams_in(members)
             }
-            frames, vectors = self._vectors(members) if streams else self._observations(members)
+            frames = None
+            if streams:
+                vectors = self._vectors(members)
+            else:
+                frames, vectors = self._observations(members)
             actions = to_vectors(_take(members, "action"), "action")
             rewards = to_float32(_take(members, "reward"), "reward").reshape(-1)
             discount = to_float32(_take(members, "discount"), "discount").reshape(-1)
             extra: dict[str, Any] = {
                 key: members.read(name) for name, key in EXTRA.items() if name in members
             }
-            facts = bytes(members.read(FACTS)) if FACTS in members else b""
+            facts = text_of(members.read(FACTS)) if FACTS in members else b""
         parts = (frames, *streams.values(), vectors, actions, rewards, discount)
         rows = {len(part) for part in parts if part is not None}
         if len(rows) != 1 or min(rows) < 2:
@@ -209,16 +210,15 @@ class NpzSource(Source):
                 f"{key} has {main.shape[1]} planes that are not a stack of {self.stack} frames, "
                 "clamped to the first; give the number of frames with --stack"
             )
-        _, vectors = self._vectors(members)
-        return main[:, -(main.shape[1] // self.stack) :], vectors
+        return main[:, -(main.shape[1] // self.stack) :], self._vectors(members)
 
-    def _vectors(self, members: "_Members") -> tuple[None, NDArray[np.float32] | None]:
+    def _vectors(self, members: "_Members") -> NDArray[np.float32] | None:
         """Read the vector beside images."""
         if "vector" not in members:
-            return None, None
+            return None
         vectors = to_vectors(_take(members, "vector"), "vector")
         self.vector_names = tuple(f"vector_{n}" for n in range(vectors.shape[1]))
-        return None, vectors
+        return vectors
 
 
 def _pictures(frames: NDArray[Any], name: str) -> NDArray[np.uint8]:
@@ -237,18 +237,7 @@ def _list(path: Path) -> list[str]:
     try:
         return list_directory(path)[1]
     except OSError as error:
-        kind = UnreadableError if is_passing(error) else SpecError
-        raise kind(f"{path} cannot be listed: {advice(error, reads=True)}") from error
-
-
-def _read_document(path: Path) -> Mapping[str, Any]:
-    try:
-        document = read_json(path)
-    except (OSError, ValueError) as error:
-        raise SpecError(f"{path} cannot be read: {error}") from error
-    if not isinstance(document, dict):
-        raise SpecError(f"{path} is not a JSON object")
-    return document
+        raise cannot_read(path, error, advice(error, reads=True)) from error
 
 
 class _Members:
@@ -301,8 +290,8 @@ def _take(members: _Members, name: str) -> NDArray[Any]:
             "layout of DrQ-v2's replay buffer"
         )
     values = members.read(name)
-    if values.ndim == 0 or not len(values):
-        raise SpecError(f"{name} has shape {values.shape}, expected rows")
+    if values.ndim == 0 or not values.size:
+        raise SpecError(f"{name} has shape {values.shape}, expected rows of numbers")
     return values
 
 
@@ -314,7 +303,6 @@ def _members(path: Path) -> Iterator[_Members]:
     except SpecError as error:
         raise SpecError(f"{path.name}: {error}") from error
     except OSError as error:
-        kind = UnreadableError if error.errno and is_passing(error) else SpecError
-        raise kind(f"{path} cannot be read: {error}") from error
+        raise cannot_read(path, error) from error
     except (ValueError, EOFError, RuntimeError, NotImplementedError, *_ZIP_ERRORS) as error:
         raise SpecError(f"{path} is no npz file of numbers: {abbreviate(str(error))}") from error

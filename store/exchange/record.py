@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 
 from avtd3.store.episode import Episode
 from avtd3.store.episode_table import EpisodeInfo
-from avtd3.store.errors import SpecError, abbreviate
+from avtd3.store.errors import SpecError, UnreadableError, abbreviate
 from avtd3.store.events import Event
-from avtd3.store.files import canonical_json, parse_json
-from avtd3.store.render.text import plural
+from avtd3.store.files import (
+    MAX_JSON_BYTES,
+    canonical_json,
+    exists,
+    is_passing,
+    parse_json,
+    read_json,
+)
 from avtd3.store.spec import IMAGE, EpisodeSpec
 from avtd3.store.step_labels import LABELS, StepLabels
 
@@ -109,10 +115,22 @@ class EpisodeRecord:
         return named if self.frames is None else {IMAGE: self.frames}
 
     @property
+    def ends(self) -> NDArray[np.bool_]:
+        """Whether each step is terminated, and whether it is truncated: bool (2, T)."""
+        ends = np.zeros((2, self.length), np.bool_)
+        ends[:, -1] = self.terminated, self.truncated
+        return ends
+
+    @property
+    def extra(self) -> dict[str, NDArray[Any]]:
+        """The arrays of `EXTRA` that are known, by name."""
+        arrays = {name: getattr(self, field) for name, field in EXTRA.items()}
+        return {name: values for name, values in arrays.items() if values is not None}
+
+    @property
     def labels(self) -> StepLabels | None:
         """What else is known of its steps."""
-        columns = {name: getattr(self, name) for name in LABELS}
-        return StepLabels.of({name: each for name, each in columns.items() if each is not None})
+        return StepLabels.of({name: each for name, each in self.extra.items() if name in LABELS})
 
 
 EXTRA = {"reward_terms": "reward_terms", "frame_id": "frame_ids", "sim_time": "sim_times_s"}
@@ -166,6 +184,13 @@ def facts_of(episode: Episode, record: EpisodeRecord) -> bytes:
         raise SpecError(f"episode {episode.name} has a number that is not finite") from error
 
 
+def text_of(values: NDArray[Any]) -> bytes:
+    """Return the text in an array of uint8; raise `SpecError` if it is none or too long."""
+    if values.dtype != np.uint8 or values.nbytes > MAX_FACTS_BYTES:
+        raise SpecError(f"{FACTS} is {values.dtype} {values.shape}, expected a short text")
+    return values.tobytes()
+
+
 def parse_facts(data: bytes) -> dict[str, Any]:
     """Return the fields of an `EpisodeRecord` that `facts_of` wrote; the text is untrusted.
 
@@ -195,27 +220,6 @@ def _parse_event(fields: Mapping[str, Any]) -> Event:
         x_m=float(fields["x_m"]),
         y_m=float(fields["y_m"]),
     )
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ExchangeProgress:
-    """Progress of an export or import."""
-
-    verb: str
-    """What is done, as a past participle."""
-    done: int
-    """Episodes done, those of earlier runs included."""
-    total: int
-    """Episodes in all."""
-
-    @property
-    def fraction(self) -> float:
-        """Share of the episodes that are done, in [0, 1]."""
-        return self.done / max(1, self.total)
-
-    def line(self) -> str:
-        """Format the progress as one line."""
-        return f"{self.verb} {self.done:,} of {plural(self.total, 'episode')}"
 
 
 class Layout(abc.ABC):
@@ -317,6 +321,29 @@ class Source(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - most sources hold nothing open
         """Close the files."""
+
+
+def cannot_read(path: Path, error: Exception, text: str = "") -> SpecError | UnreadableError:
+    """Return the error for a file of a source; an I/O error says nothing about its bytes."""
+    passing = isinstance(error, OSError) and bool(error.errno) and is_passing(error)
+    return (UnreadableError if passing else SpecError)(f"{path} cannot be read: {text or error}")
+
+
+def read_object(path: Path, expected: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read a JSON object of a source; ``expected`` says in errors what it should be."""
+    try:
+        document = read_json(path, max_bytes)
+    except (OSError, ValueError) as error:
+        raise cannot_read(path, error, f"{error}; expected {expected}") from error
+    if not isinstance(document, dict):
+        raise SpecError(f"{path} is not a JSON object, expected {expected}")
+    return document
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """Read the file in which avtd3 has described an export; empty if there is none."""
+    path = folder / DOCUMENT
+    return read_object(path, "what avtd3 export wrote") if exists(path) else {}
 
 
 def check_size(name: str, shape: Sequence[int], itemsize: int) -> None:

@@ -25,7 +25,8 @@ from avtd3.store.format.metadata import (
 )
 from avtd3.store.format.shard import read_chunks, read_index
 
-_MAX_METADATA_BYTES = 1024 * 1024
+_MAX_METADATA_BYTES = 64 * 1024 * 1024
+"""Largest ``zarr.json``; that of a column of texts lists every different text."""
 _MOST_OVERHEAD = BLOSC_HEADER_BYTES + CRC_BYTES
 _PART_BYTES = 2**20
 """Decoded bytes per part of `ArrayFiles.frame_parts`: a part stays in a core's cache."""

@@ -21,6 +21,7 @@ from avtd3.store.errors import ConfigError, SpecError, abbreviate
 # survive a fork.
 numcodecs.blosc.use_threads = False
 
+MAX_CHUNK_FRAMES = 64
 CRC_BYTES = 4
 BLOSC_HEADER_BYTES = 16
 ZSTD_HEADER_BYTES = 6
@@ -61,7 +62,7 @@ class FrameCodec:
                 f"codec.name is {abbreviate(self.name)}, expected lz4hc, zstd, raw or auto"
             )
         _check_range("codec.level", self.level, 1, 9)
-        _check_range("codec.chunk_frames", self.chunk_frames, 1, 64)
+        _check_range("codec.chunk_frames", self.chunk_frames, 1, MAX_CHUNK_FRAMES)
 
     def chain(self) -> list[dict[str, Any]]:
         """Return the codecs of a chunk, as in ``zarr.json``."""

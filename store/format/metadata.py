@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from avtd3.store.errors import abbreviate
-from avtd3.store.format.codec import ChainKind, FrameCodec, chain_kind, pack_codec
+from avtd3.store.format.codec import MAX_CHUNK_FRAMES, ChainKind, FrameCodec, chain_kind, pack_codec
 from avtd3.store.format.layout import ArrayLayout
 
 KEY_ENCODING = {"name": "default", "configuration": {"separator": "/"}}
@@ -111,7 +111,9 @@ def frame_encoding(document: Mapping[str, Any], layout: ArrayLayout) -> tuple[Ch
         raise ValueError(
             f"the chunk shape in a shard is {abbreviate(inner)}, expected [k, *{frame_shape}]"
         )
-    if (size := math.prod(inner)) > 2 * layout.nbytes + _SLACK_BYTES:
+    size = math.prod(inner)
+    # The last chunk is padded: a short segment may have fewer frames than a chunk.
+    if inner[0] > MAX_CHUNK_FRAMES and size > 2 * layout.nbytes + _SLACK_BYTES:
         raise ValueError(f"a chunk has {size} bytes, but the array only {layout.nbytes}")
     frames = -(-layout.shape[0] // inner[0]) * inner[0]
     _check_value("chunk_grid", document.get("chunk_grid"), _grid((frames, *layout.shape[1:])))

@@ -26,7 +26,6 @@ from avtd3.store.format.layout import frames_array
 from avtd3.store.format.manifest import FRAMES_CHECKSUMS, Limits, read_manifest
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
-    MaintenanceProgress,
     MaintenanceReport,
     Problems,
     exclusive,
@@ -34,7 +33,7 @@ from avtd3.store.maintenance.removal import (
     remove,
     remove_leftovers,
 )
-from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.render.text import WorkProgress, file_size, join_lines, plural
 from avtd3.store.replaced import (
     ORIGIN,
     RELABEL,
@@ -80,15 +79,10 @@ class CompactReport(MaintenanceReport):
     """What `compact` did, or would do."""
 
     dry_run: bool
-    """Whether nothing was changed."""
     segments_before: int
-    """Segments that readers saw before."""
     segments_after: int
-    """Segments that readers see now."""
     merged_segments: int
-    """Segments that were merged into others."""
     merged_steps: int
-    """Steps in the merged segments."""
     bytes_before: int
     """Size of the segments that were merged."""
     bytes_after: int
@@ -122,7 +116,7 @@ def compact(
     dry_run: bool = False,
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> CompactReport:
     """Merge groups of small neighbouring segments; all episodes stay in the same order.
 
@@ -213,7 +207,7 @@ class _Compaction:
         self,
         clock: Callable[[], float],
         should_stop: Callable[[], bool],
-        on_progress: Callable[[MaintenanceProgress], None],
+        on_progress: Callable[[WorkProgress], None],
     ) -> bool:
         """Remove leftovers and merge all groups; return whether the work was interrupted."""
         wanted = set(self._leftovers) - self._pins
@@ -229,7 +223,7 @@ class _Compaction:
             except (*SEGMENT_ERRORS, SpecError) as error:
                 self._problems.add(error)
             done += len(group)
-            on_progress(MaintenanceProgress(verb="merged", done=done, total=total))
+            on_progress(WorkProgress(verb="merged", done=done, total=total))
         return False
 
     def _merge(self, group: Sequence[Segment], now_s: float) -> None:

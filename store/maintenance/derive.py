@@ -1,8 +1,8 @@
 """`Derivation`: make the segments of a dataset anew in another one, with some arrays replaced.
 
-`store relabel` replaces rewards, `store render` pictures, and `store upgrade` names. All other
-files are shared by hard links. A segment's name follows from its source and the change, so that a
-second run adds only what is missing.
+`relabel` replaces rewards, computed anew from the stored reward terms; `store render` replaces
+pictures, and `upgrade` names. All other files are shared by hard links. A segment's name follows
+from its source and the change, so that a second run adds only what is missing.
 
 `upgrade` makes a dataset of format 2, whose image is a named stream, from one of format 1. Nothing
 is decoded. Each segment is read back and compared with its source before it is published.
@@ -10,14 +10,19 @@ is decoded. Each segment is read back and compared with its source before it is 
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib.metadata
+import math
 import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import (
@@ -40,14 +45,15 @@ from avtd3.store.format.layout import (
 from avtd3.store.format.manifest import FRAMES_CHECKSUMS, FileEntry, Limits, Manifest
 from avtd3.store.format.metadata import document_bytes, group_document
 from avtd3.store.maintenance.removal import (
-    MaintenanceProgress,
     MaintenanceReport,
     Problems,
     exclusive,
 )
-from avtd3.store.render.text import file_size, join_lines, plural
-from avtd3.store.replaced import REPLACES, UPGRADE, episode_digests, replaced_by
+from avtd3.store.render.text import WorkProgress, file_size, join_lines, plural
+from avtd3.store.replaced import RELABEL, REPLACES, UPGRADE, episode_digests, replaced_by
+from avtd3.store.seal import array_files
 from avtd3.store.segment import Segment
+from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import publish
 from avtd3.store.world_record import publish_map, read_map
 
@@ -109,10 +115,13 @@ def shared_line(written: int, shared: int) -> str:
     )
 
 
-def _renamed(path: str, names: Mapping[str, str]) -> str:
-    """Return the path of a file of an array, if that has a new name."""
-    array, slash, rest = path.partition("/")
-    return f"{names.get(array, array)}{slash}{rest}"
+def _renamed(segment: Segment, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the new path of each file of a segment, some arrays of which have new names."""
+    parts = {path: path.partition("/") for path in segment.files}
+    return {
+        path: f"{names.get(array, array)}{slash}{rest}"
+        for path, (array, slash, rest) in parts.items()
+    }
 
 
 class Derivation:
@@ -201,13 +210,13 @@ class Derivation:
         verb: str,
         clock: Callable[[], float],
         should_stop: Callable[[], bool],
-        on_progress: Callable[[MaintenanceProgress], None],
+        on_progress: Callable[[WorkProgress], None],
     ) -> dict[str, Any]:
         """Make all missing segments anew; return the fields that the commands' reports share."""
         missing = self.missing
 
         def show(tally: DerivedTally) -> None:
-            on_progress(MaintenanceProgress(verb=verb, done=tally.done, total=len(missing)))
+            on_progress(WorkProgress(verb=verb, done=tally.done, total=len(missing)))
 
         stopped = self.run(missing, make, clock, should_stop, show)
         tally, problems = self.tally, Problems()
@@ -249,7 +258,7 @@ class Derivation:
 
     def _publish(self, segment: Segment, made: NewArrays, now_s: float) -> None:
         name = self._name(segment.id)
-        about = {
+        about: dict[str, Any] = {
             "format_version": self._new.spec.format_version,
             "segment_id": name,
             "spec_digest": self._new.spec_digest,
@@ -257,27 +266,25 @@ class Derivation:
         files = {GROUP_FILE: document_bytes(group_document(about)), **made.files}
         replaced = {path.split("/")[0] for path in files}
         replaced |= self._dropped - made.renamed.keys()
-        renamed = {path: _renamed(path, made.renamed) for path in segment.files}
-        shared = {
-            renamed[path]: segment.path / path
-            for path in segment.files
-            if path.split("/")[0] not in replaced
+        kept = {
+            new: old
+            for old, new in _renamed(segment, made.renamed).items()
+            if old.split("/")[0] not in replaced
         }
-        entries = {renamed[path]: segment.files[path] for path in segment.files}
-        provenance = {**self._provenance(segment, now_s), **made.provenance}
-        known = {path: entries[path] for path in shared}
-        files[MANIFEST_FILE] = self._manifest(segment, name, files, known, provenance)
+        entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
+        manifest = Manifest(
+            **(about | segment.counts),
+            files=entries | {new: segment.files[old] for new, old in kept.items()},
+            provenance={**self._provenance(segment, now_s), **made.provenance},
+            digest="",
+        )
+        files[MANIFEST_FILE] = manifest.sealed().to_bytes()
         target = self._new.segments_path / name
         self._copy_maps(segment)
+        check = functools.partial(self._verify, segment, made.renamed) if made.renamed else None
+        shared = {new: segment.path / old for new, old in kept.items()}
         try:
-            check = functools.partial(self._verify, segment, made.renamed)
-            publish(
-                self._new.staging_path / name,
-                target,
-                files,
-                shared=shared,
-                check=check if made.renamed else None,
-            )
+            publish(self._new.staging_path / name, target, files, shared=shared, check=check)
         except StorageError:
             segment.verify()  # raises a clearer error if the segment was removed
             raise
@@ -289,19 +296,18 @@ class Derivation:
         with storage_errors(target):
             for path, origin in shared.items():
                 kind = "shared" if (target / path).samefile(origin) else "copied"
-                self.tally = self.tally.plus(**{f"bytes_{kind}": known[path].size})
+                self.tally = self.tally.plus(**{f"bytes_{kind}": manifest.files[path].size})
 
     def _verify(self, segment: Segment, renamed: Mapping[str, str], staging: Path) -> None:
         """Read a segment with renamed arrays back, and compare it with its source."""
         written = Segment(staging, self._new.spec, self._new.spec_digest, Limits())
         written.verify()
-        for old, new in renamed.items():
-            for name in (path for path in segment.files if path.split("/")[0] == old):
-                if written.files[_renamed(name, {old: new})] != segment.files[name]:
-                    raise SegmentCorruptError(
-                        f"{staging} has another {name} than segment {segment.id}; nothing was "
-                        "published. Check the memory and the disk of this machine, then try again"
-                    )
+        for old, new in _renamed(segment, renamed).items():
+            if new != old and written.files[new] != segment.files[old]:
+                raise SegmentCorruptError(
+                    f"{staging} has another {old} than segment {segment.id}; nothing was "
+                    "published. Check the memory and the disk of this machine, then try again"
+                )
         skipped = (*renamed, *renamed.values())
         ours, theirs = (list(episode_digests(s, without=skipped)) for s in (written, segment))
         if ours != theirs:
@@ -316,27 +322,6 @@ class Derivation:
             with contextlib.suppress(DatasetError, SpecError):
                 publish_map(self._new.path, read_map(self._old.path, digest))
             self._maps.add(digest)
-
-    def _manifest(
-        self,
-        segment: Segment,
-        name: str,
-        files: Mapping[str, bytes],
-        shared: Mapping[str, FileEntry],
-        provenance: Mapping[str, Any],
-    ) -> bytes:
-        entries = {path: FileEntry(len(data), sha256(data)) for path, data in files.items()}
-        entries |= shared
-        manifest = Manifest(
-            format_version=self._new.spec.format_version,
-            segment_id=name,
-            spec_digest=self._new.spec_digest,
-            files=entries,
-            provenance=provenance,
-            digest="",
-            **segment.counts,
-        )
-        return manifest.sealed().to_bytes()
 
     def _provenance(self, segment: Segment, now_s: float) -> dict[str, Any]:
         about, key = dict(segment.provenance), self._change.key
@@ -367,17 +352,14 @@ class UpgradeReport(MaintenanceReport):
     """What `upgrade` made."""
 
     source: str
-    """Path of the old dataset."""
     stream: str
     """Name of the stream that the image has become."""
     segments: int
     """Segments that were made and compared with their sources."""
     steps: int
-    """Steps in these segments."""
     already_there: int
     """Segments that an earlier run had made."""
     bytes_written: int
-    """Size of the files that were written."""
     bytes_shared: int
     """Size of the files that both datasets share through hard links."""
     bytes_copied: int
@@ -405,7 +387,7 @@ def upgrade(
     stream: str = "front",
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> UpgradeReport:
     """Make a dataset of format 2 with the same episodes, or add what is new to it.
 
@@ -436,3 +418,168 @@ def upgrade(
         work = Derivation(old, new, change)
         counts = work.run_all(make, "upgraded", clock, should_stop, on_progress)
     return UpgradeReport(stream=stream, **counts)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """A factor on one reward term, in the steps where a stored term is below a limit.
+
+    Several factors on one term are multiplied. So a reward can be a product, such as progress that
+    counts half in uncomfortable steps and nothing outside the lane.
+    """
+
+    term: str
+    """Term that is multiplied."""
+    where: str
+    """Term that is compared with the limit, as stored, before any weight."""
+    below: float
+    """The limit: the factor applies where the stored value is smaller."""
+    factor: float
+
+
+def _full_weights(weights: Mapping[str, float], spec: EpisodeSpec) -> dict[str, float]:
+    """Return a factor for each reward term, in the order of the spec."""
+    terms = spec.reward_terms
+    if not terms:
+        raise SpecError("the dataset stores rewards without their terms; nothing can be weighted")
+    for name, weight in weights.items():
+        _check_term(f"weight of {abbreviate(name)}", name, weight, terms)
+    return {name: float(weights.get(name, 1.0)) for name in terms}
+
+
+def _check_term(what: str, name: str, number: object, terms: Sequence[str]) -> None:
+    """Raise ConfigError if a term is unknown or the number for it is not finite."""
+    if name not in terms:
+        near = difflib.get_close_matches(name, terms, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{what}: the terms are {', '.join(terms)}{hint}")
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise ConfigError(f"{what} is {abbreviate(number)}, expected a finite number")
+
+
+def _weighted(
+    segment: Segment, weights: Sequence[float], factors: Sequence[Factor]
+) -> dict[str, NDArray[Any]]:
+    """Compute the reward terms, rewards and returns of a segment with weights and factors.
+
+    Products are rounded to float32. A reward is the sum of its rounded terms, and a return the sum
+    of its rounded rewards, both added in double precision.
+
+    Returns:
+        ``reward_terms`` float32 (N, R), ``reward`` float32 (N,), ``episode_return`` float64 (E,).
+    """
+    table = segment.episode_table()
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored, names = segment.read("reward_terms").astype(np.float64), segment.spec.reward_terms
+        products = stored * np.asarray(weights)
+        for each in factors:
+            is_low = stored[:, names.index(each.where)] < each.below
+            products[is_low, names.index(each.term)] *= each.factor
+        terms = products.astype(np.float32)
+        reward = terms.sum(axis=1, dtype=np.float64).astype(np.float32)
+    if not (np.isfinite(terms).all() and np.isfinite(reward).all()):
+        raise ConfigError(
+            f"segment {segment.id}: with weights {list(weights)} a reward exceeds the range of "
+            "float32; choose smaller weights"
+        )
+    returns = [
+        float(reward[start : start + length].sum(dtype=np.float64))
+        for start, length in zip(table.offset.tolist(), table.length.tolist(), strict=True)
+    ]
+    return {"reward_terms": terms, "reward": reward, "episode_return": np.array(returns)}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RelabelReport(MaintenanceReport):
+    """What `relabel` made."""
+
+    source: str
+    weights: Mapping[str, float]
+    factors: tuple[Factor, ...]
+    segments: int
+    steps: int
+    already_there: int
+    """Segments that an earlier run had made."""
+    bytes_written: int
+    bytes_shared: int
+    """Size of the files that both datasets share through hard links."""
+    bytes_copied: int
+    """Size of the files that were copied because hard links are not possible."""
+    mean_return_before: float
+    """Old mean return of the episodes in the new segments; 0 if there are none."""
+    mean_return_after: float
+    """New mean return of these episodes."""
+
+    def summary(self) -> str:
+        """Format the report for a terminal."""
+        made = f"{plural(self.segments, 'segment')} of {self.steps:,} steps"
+        lines = [f"relabelled {made} into {self.dataset}"]
+        if self.segments:
+            lines += [
+                f"mean return {self.mean_return_before:.3f} -> {self.mean_return_after:.3f}",
+                shared_line(self.bytes_written, self.bytes_shared),
+            ]
+        if self.bytes_copied:
+            lines.append(
+                f"{file_size(self.bytes_copied)} copied: hard links are not possible from "
+                f"{self.source} to {self.dataset}"
+            )
+        if self.already_there:
+            lines.append(f"{plural(self.already_there, 'segment')} made before")
+        return join_lines([*lines, *self.notes("skipped")])
+
+
+_NEW_ARRAYS = ("reward", "reward_terms", "episode_return")
+
+
+def relabel(
+    source: Path,
+    target: Path,
+    weights: Mapping[str, float],
+    *,
+    factors: Sequence[Factor] = (),
+    clock: Callable[[], float] = time.time,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
+) -> RelabelReport:
+    """Make a dataset of the same episodes with weighted reward terms, or add what is new to it.
+
+    ``weights`` multiply reward terms by name; other terms get 1. ``factors`` also multiply them, in
+    some steps. ``should_stop`` is called before each segment; True ends the command.
+    """
+    old = Dataset.open(source)
+    full = _full_weights(weights, old.spec)
+    for each in factors:
+        what = f"factor on {abbreviate(each.term)} where {abbreviate(each.where)} is low"
+        _check_term(what, each.term, each.factor, old.spec.reward_terms)
+        _check_term(f"limit of the {what}", each.where, each.below, old.spec.reward_terms)
+    if target.resolve() == source.resolve():
+        raise ConfigError(f"{target} is the source dataset itself; name a new directory")
+    new = Dataset.create(target, old.spec)
+    document: dict[str, Any] = {"weights": full}
+    if factors:
+        document["factors"] = [dataclasses.asdict(each) for each in factors]
+    # Without factors, the tag of the weights alone: that of earlier versions.
+    tag = sha256(canonical_json(document if factors else full))[:8]
+    change = Change(key=RELABEL, document=document, tag=tag, arrays=_NEW_ARRAYS)
+    returns: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+
+    def make(segment: Segment) -> NewArrays:
+        values = _weighted(segment, tuple(full.values()), factors)
+        returns[segment.id] = (segment.read("episode_return"), values["episode_return"])
+        layouts = segment_arrays(segment.spec, **segment.counts)
+        parts = (array_files(layouts[name], values[name]) for name in _NEW_ARRAYS)
+        return NewArrays(files={path: data for part in parts for path, data in part.items()})
+
+    with exclusive(new):
+        work = Derivation(old, new, change)
+        counts = work.run_all(make, "relabelled", clock, should_stop, on_progress)
+    made = zip(*(returns[name] for name in work.made), strict=True)
+    before, after = [float(np.concatenate(each).mean()) for each in made] or (0.0, 0.0)
+    return RelabelReport(
+        weights=full,
+        factors=tuple(factors),
+        mean_return_before=before,
+        mean_return_after=after,
+        **counts,
+    )

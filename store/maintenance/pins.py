@@ -1,6 +1,7 @@
 """Pin segments, so that no maintenance command removes or merges them: ``pins.json``."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def read_pins(dataset: Dataset) -> dict[str, Pin]:
     except OSError as error:
         kind = DatasetUnreadableError if is_passing(error) else DatasetError
         raise kind(f"{path} cannot be read: {advice(error, reads=True)}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise DatasetError(
             f"{path} cannot be read ({error}), expected the format of avtd3 store pin; fix the "
             "file, or delete it and pin again"
@@ -53,15 +54,18 @@ def _parse(document: Any) -> dict[str, Pin]:  # noqa: ANN401 - any JSON value
     pins = document.get("pins") if isinstance(document, dict) else None
     if not isinstance(pins, dict):
         raise TypeError("no object under 'pins'")
-    return {
+    found = {
         name: Pin(note=str(entry["note"]), pinned_at=float(entry["pinned_at"]))
         for name, entry in pins.items()
     }
+    if not all(math.isfinite(each.pinned_at) for each in found.values()):
+        raise ValueError("a time that is not finite")
+    return found
 
 
 def write_pins(dataset: Dataset, pins: Mapping[str, Pin]) -> None:
     """Replace the pins of a dataset; the caller holds its lock."""
-    document = {"pins": {name: dataclasses.asdict(pin) for name, pin in sorted(pins.items())}}
+    document = {"pins": {name: dataclasses.asdict(pin) for name, pin in pins.items()}}
     write_aside(dataset.path / PINS_FILE, canonical_json(document) + b"\n")
 
 
@@ -70,11 +74,9 @@ class PinReport:
     """The pins of a dataset, and which segments a command pinned or unpinned."""
 
     dataset: str
-    """Path of the dataset."""
     changed: tuple[str, ...]
     """Ids of the segments that were pinned or unpinned."""
     pins: Mapping[str, Pin]
-    """All pins, by segment id."""
     absent: tuple[str, ...]
     """Ids of pinned segments that are not in the dataset."""
 
@@ -141,12 +143,11 @@ def _named(
 ) -> list[str]:
     if not segment_ids and episodes is None:
         raise ConfigError("no segments were selected; name segments, or give --filter")
-    names = dict.fromkeys(segment_ids)
+    names = [*segment_ids]
     if episodes is not None:
-        for segment in dataset.snapshot().segments:
-            if episodes.matches(segment.episode_table()).any():
-                names[segment.id] = None
-    return list(names)
+        segments = dataset.snapshot().segments
+        names += [s.id for s in segments if episodes.matches(s.episode_table()).any()]
+    return list(dict.fromkeys(names))
 
 
 def _report(dataset: Dataset, pins: Mapping[str, Pin], changed: Sequence[str]) -> PinReport:

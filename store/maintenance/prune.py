@@ -18,7 +18,6 @@ from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.layout import MANIFEST_FILE
 from avtd3.store.maintenance.pins import read_pins
 from avtd3.store.maintenance.removal import (
-    MaintenanceProgress,
     MaintenanceReport,
     Problems,
     exclusive,
@@ -26,7 +25,7 @@ from avtd3.store.maintenance.removal import (
     remove,
     remove_leftovers,
 )
-from avtd3.store.render.text import file_size, join_lines, plural
+from avtd3.store.render.text import WorkProgress, file_size, join_lines, plural
 from avtd3.store.replaced import replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.world_record import stored_maps
@@ -69,19 +68,13 @@ class PruneReport(MaintenanceReport):
     """What `prune` removed, or would remove."""
 
     dry_run: bool
-    """Whether nothing was changed."""
     segments_before: int
-    """Segments that readers saw before."""
     steps_before: int
-    """Steps of these segments."""
     bytes_before: int
-    """Size of these segments."""
     removed: tuple[str, ...]
     """Ids of the removed segments, oldest first."""
     removed_steps: int
-    """Steps of the removed segments."""
     removed_bytes: int
-    """Size of the removed segments."""
     pinned: int
     """Segments that were kept only because they are pinned."""
     mixed: int
@@ -120,7 +113,7 @@ def prune(
     dry_run: bool = False,
     clock: Callable[[], float] = time.time,
     should_stop: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[MaintenanceProgress], None] = lambda _: None,
+    on_progress: Callable[[WorkProgress], None] = lambda _: None,
 ) -> PruneReport:
     """Remove the oldest segments that the config selects; without limits, all that it selects.
 
@@ -240,7 +233,7 @@ class _Pruning:
     def remove(
         self,
         should_stop: Callable[[], bool],
-        on_progress: Callable[[MaintenanceProgress], None],
+        on_progress: Callable[[WorkProgress], None],
     ) -> Iterator[Segment]:
         """Remove the chosen segments, a few at a time, and yield those that are removed."""
         total = len(self.chosen)
@@ -255,7 +248,7 @@ class _Pruning:
             remove(self._dataset, batch)
             yield from batch
             done = min(start + _AT_ONCE, total)
-            on_progress(MaintenanceProgress(verb="removed", done=done, total=total))
+            on_progress(WorkProgress(verb="removed", done=done, total=total))
 
     def report(self, gone: Sequence[Segment], *, dry_run: bool) -> PruneReport:
         """Return what was removed, or would be removed."""

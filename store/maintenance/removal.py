@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 from avtd3.store.dataset import Dataset, Refusal, Snapshot
 from avtd3.store.errors import SEGMENT_ERRORS, SegmentNotFoundError, SegmentUnreadableError
-from avtd3.store.files import canonical_json, storage_errors
+from avtd3.store.files import canonical_json, parse_json, storage_errors
 from avtd3.store.locks import ExclusiveLock
-from avtd3.store.render.text import plural
 from avtd3.store.replaced import ClaimChecker, replaced_by
 from avtd3.store.segment import Segment
 from avtd3.store.staging import remove_segments
@@ -26,9 +24,7 @@ class Removal:
     """A segment that maintenance removed."""
 
     segment: str
-    """Its id."""
     digest: str
-    """Digest of its manifest."""
     replaced_by: str = ""
     """The segment that has all its episodes; empty if they were pruned."""
 
@@ -58,7 +54,7 @@ def read_removals(path: Path) -> dict[str, Removal]:
         return {}
     for line in lines:
         with contextlib.suppress(TypeError, ValueError):
-            removal = Removal(**json.loads(line))
+            removal = Removal(**parse_json(line, REMOVED_FILE))
             found[removal.segment] = removal
     return found
 
@@ -82,27 +78,6 @@ class Problems:
             else:
                 self.texts.append(str(problem))
                 self.unreadable += isinstance(problem, SegmentUnreadableError)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MaintenanceProgress:
-    """Progress of a maintenance command."""
-
-    verb: str
-    """What the command does, as a past participle."""
-    done: int
-    """Segments done."""
-    total: int
-    """Segments to do."""
-
-    @property
-    def fraction(self) -> float:
-        """Return the share of the segments that are done, in [0, 1]."""
-        return self.done / max(1, self.total)
-
-    def line(self) -> str:
-        """Format the progress as one line."""
-        return f"{self.verb} {self.done:,} of {plural(self.total, 'segment')}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

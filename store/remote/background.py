@@ -58,6 +58,7 @@ from avtd3.store.remote.transfer import (
     LATEST,
     MIRROR_FILE,
     SIDECAR,
+    Latest,
     SegmentCopier,
     Stopped,
     copy_latest,
@@ -66,8 +67,6 @@ from avtd3.store.remote.transfer import (
     create_dataset,
     policies_of,
     read_spec,
-    run_of,
-    sidecar_of,
 )
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import remove_segments
@@ -448,20 +447,21 @@ class Spool(Background):
         """Return the spec of the dataset at the URL, which exists."""
         return read_spec(self.opening(should_stop).read(GROUP_FILE), self.url)
 
-    def held(self, plan: str, should_stop: Callable[[], bool]) -> dict[int, int]:
-        """Return the steps of the episodes of a plan that are at the URL, by index."""
-        place = self.opening(should_stop)
-        entries = [entry for entry in LogReader(place).open() if entry.plan == plan]
-        return held_episodes((_with_episodes(place, entry) for entry in entries), plan)
+    def held(self, plan: str, should_stop: Callable[[], bool]) -> tuple[set[int], dict[int, int]]:
+        """Return the claimed units of a plan, and the steps of its episodes at the URL, by index.
 
-    def claimed(self, plan: str, should_stop: Callable[[], bool]) -> set[int]:
-        """Return the claimed units of a plan; complete what workers that died have claimed."""
-        place = self.opening(should_stop)
-        if not place.folders(f"{CLAIMS}/"):
-            return set()
-        entries = LogReader(place).open()
-        published = {e.unit for e in entries if e.plan == plan and e.unit is not None}
-        return complete_units(place, plan, published)
+        First complete what workers that died have claimed.
+        """
+        place, claimed = self.opening(should_stop), set[int]()
+        reader = LogReader(place)
+        entries = reader.open()
+        if place.folders(f"{CLAIMS}/"):
+            published = {e.unit for e in entries if e.plan == plan and e.unit is not None}
+            claimed = complete_units(place, plan, published)
+            if claimed - published:
+                entries += reader.refresh()
+        own = (_with_episodes(place, entry) for entry in entries if entry.plan == plan)
+        return claimed, held_episodes(own, plan)
 
     def work(self) -> None:
         """Copy all segments, oldest first, and delete each here when a listing shows it there.
@@ -552,7 +552,7 @@ class PolicyPull(Background):
 
 def _pull_latest(place: RemotePlace, local: LocalPlace, latest: bytes) -> None:
     """Bring one policy here, and let ``LATEST.json`` here name it unless it is older."""
-    _pull_policy(place, local, sidecar_of(latest))
+    _pull_policy(place, local, Latest.parse(latest).sidecar)
     copy_latest(place, local)
 
 
@@ -580,7 +580,7 @@ def fetch_policy(url: str, folder: Path) -> Path:
     sidecar = name.replace(".safetensors", ".json")
     if not name:
         latest, every = read_if_any(place, LATEST), policies_of(place)
-        sidecar = sidecar_of(latest) if latest is not None else every[-1] if every else ""
+        sidecar = Latest.parse(latest).sidecar if latest else every[-1] if every else ""
     if not sidecar or read_if_any(place, sidecar) is None:
         raise CheckpointError(
             f"{url} holds no policy; give the URL that a learner publishes into (avtd3 learn "
@@ -621,13 +621,13 @@ class PolicyPush(Background):
         check_reachable(self.place)
         place = self.opening(should_stop)
         if (latest := read_if_any(place, LATEST)) is not None:
-            self._runs.add(run_of(latest))
+            self._runs.add(Latest.parse(latest).run)
             _pull_latest(place, self.local, latest)
 
     def _check_alone(self) -> None:
         """Raise if a run has published there that had not when this one started."""
-        latest = read_if_any(self.place, LATEST) if self._run_id else None
-        if latest is not None and (run := run_of(latest)) not in self._runs:
+        run = Latest.parse(read_if_any(self.place, LATEST)).run if self._run_id else ""
+        if run not in self._runs:
             raise InUseError(self.url, f"another learner, run {run}, which published there")
 
     def work(self) -> None:
@@ -647,7 +647,7 @@ class PolicyPush(Background):
     def _send_latest(self) -> None:
         """Let ``LATEST.json`` there name the newest policy, if that is there."""
         latest = read_if_any(self.local, LATEST)
-        if latest is not None and latest != self._latest and sidecar_of(latest) in self._done:
+        if latest != self._latest and Latest.parse(latest).sidecar in self._done:
             copy_latest(self.local, self.place)
             self._latest = latest
 

@@ -27,10 +27,9 @@ from typing import Any, TypeAlias, TypeVar
 
 from avtd3.store.errors import (
     ConfigError,
-    MissingPackageError,
     UnreachableError,
     abbreviate,
-    install_command,
+    import_extra,
 )
 from avtd3.store.files import (
     aside_of,
@@ -98,7 +97,7 @@ class LocalPlace:
         """Return a small file; raise `FileNotFoundError` if there is none."""
         return b"".join(self.chunks(key))
 
-    def chunks(self, key: str) -> Iterator[bytes]:
+    def chunks(self, key: str, size: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of a file of any size; raise `FileNotFoundError` as `read`."""
         with open_regular(safe_join(self.path, key)) as file:
             while data := file.read(CHUNK_BYTES):
@@ -218,28 +217,43 @@ class RemotePlace:
 
         return self._call(key, read)
 
-    def chunks(self, key: str) -> Iterator[bytes]:
-        """Yield the bytes of an object; after a failure, continue from where it stopped."""
-        done, size = 0, 1
-        while done < size:
+    def chunks(self, key: str, size: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of an object; after a failure, continue from where it stopped.
+
+        Args:
+            key: Its key.
+            size: The size that it should have, if known, so that a large one is not requested whole
+                first.
+        """
+        done, total, piece = 0, 1, self._first if (size or 0) <= CHUNK_BYTES else self._piece
+        while done < total:
             # One request for each piece: a slow or limited transfer outlasts no connection.
-            data, size = self._call(key, functools.partial(self._piece, start=done))
-            done += len(data)
+            data, total = self._call(key, functools.partial(piece, start=done))
+            done, piece = done + len(data), self._piece
             if data:
                 yield data
 
+    def _first(self, store: object, key: str, start: int) -> tuple[bytes, int]:
+        """Return all of a small object, which some servers refuse as a range; else a piece."""
+        answer = _obstore().get(store, key)
+        if (size := answer.meta["size"]) <= CHUNK_BYTES:
+            return self._whole(key, bytes(answer.bytes()), size), size
+        del answer  # the rest of the body is not read
+        return self._piece(store, key, start)
+
     def _piece(self, store: object, key: str, start: int) -> tuple[bytes, int]:
-        if start == 0:
-            answer = _obstore().get(store, key)
-            size = answer.meta["size"]
-            if size <= CHUNK_BYTES:
-                return self._whole(key, bytes(answer.bytes()), size), size
-            del answer  # the rest of the body is not read
-        else:
-            size = _obstore().head(store, key)["size"]
-        end = min(start + CHUNK_BYTES, size)
-        data = bytes(_obstore().get_range(store, key, start=start, end=end))
-        return self._whole(key, data, end - start), size
+        """Return a piece of a large object, and the size of the object."""
+        options = {"range": (start, start + CHUNK_BYTES)}
+        try:
+            answer = _obstore().get(store, key, options=options)
+            data, size = bytes(answer.bytes()), answer.meta["size"]
+        except _errors().BaseError as error:
+            is_range = "range" in str(error).lower()
+            if not is_range or self._size(store, key) > (start or CHUNK_BYTES):
+                raise
+            # It is smaller than its manifest says, or was replaced by a smaller one.
+            return (b"", start) if start else self._first(store, key, start)
+        return self._whole(key, data, min(CHUNK_BYTES, size - start)), size
 
     def write(self, key: str, data: bytes | Iterable[bytes]) -> None:
         """Create or replace an object; `data` may be iterated again after a failure."""
@@ -307,7 +321,15 @@ class RemotePlace:
 
     def size(self, key: str) -> int:
         """Return the size of an object, also of one that listings do not show yet."""
-        return self._call(key, lambda store, key: int(_obstore().head(store, key)["size"]))
+        return self._call(key, self._size)
+
+    def put_time(self, key: str) -> float:
+        """Return when an object was put, in seconds of the store's clock."""
+        head = self._call(key, _obstore().head)
+        return float(head["last_modified"].timestamp())
+
+    def _size(self, store: object, key: str) -> int:
+        return int(_obstore().head(store, key)["size"])
 
     def folders(self, prefix: str) -> list[str]:
         """Return the names directly below a prefix, sorted."""
@@ -453,12 +475,7 @@ _CAUSE = re.compile(r'\b(?:message|error): "([^"]+)"')
 
 @functools.cache
 def _obstore() -> Any:  # noqa: ANN401 - an optional module
-    try:
-        return importlib.import_module("obstore")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"URLs of object stores need obstore; install it with {install_command('cloud')}"
-        ) from error
+    return import_extra("obstore", "cloud", "URLs of object stores need")
 
 
 @functools.cache

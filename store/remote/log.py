@@ -11,9 +11,9 @@ The log is an index, and can be wrong: the manifest alone says whether a segment
 of all segments once an hour finds those without an entry.
 """
 
+import contextlib
 import dataclasses
 import gzip
-import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias
 
 from avtd3.store.errors import FormatVersionError, SegmentCorruptError
-from avtd3.store.files import canonical_json
+from avtd3.store.files import canonical_json, parse_json, unzip
 from avtd3.store.format.layout import MANIFEST_FILE, SEGMENTS
 from avtd3.store.format.manifest import Manifest, parse_manifest
 from avtd3.store.remote.client import RemotePlace
@@ -38,6 +38,8 @@ BACKSTOP_S = 3600.0
 THREADS = 16
 """Entries that are read at the same time."""
 _DAY_S = 86_400.0
+_DAY_BYTES = 2**30
+"""Largest size of the summary of a day."""
 _AT_ONCE = 64
 """Entries that `LogReader.open` reads before it looks whether it has enough."""
 _NIGHT = "T240000"
@@ -53,7 +55,9 @@ def stamp(time_s: float) -> str:
 
 
 def _parse_stamp(text: str) -> float:
-    return datetime.strptime(f"{text}+0000", "%Y%m%dT%H%M%S.%fZ%z").timestamp()
+    with contextlib.suppress(ValueError):  # there is no such time: not one of our keys
+        return datetime.strptime(f"{text}+0000", "%Y%m%dT%H%M%S.%fZ%z").timestamp()
+    return 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +111,15 @@ class LogEntry:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Read an entry; raise `ValueError` or `TypeError` if it is none."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        values = {k: v for k, v in document.items() if k in known}
-        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-        entry = cls(**(values | lists))
-        if "/" in entry.segment or entry.steps < 1 or entry.size_bytes < 0:
+        """Read an entry; raise `ValueError` if it is none."""
+        try:
+            values = {k: v for k, v in document.items() if k in _KINDS and _is_of(_KINDS[k], v)}
+            lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+            entry = cls(**(values | lists))
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"it is no entry: {error}") from error
+        is_now = 0.0 <= entry.time_s < _LATEST_S
+        if "/" in entry.segment or entry.steps < 1 or entry.size_bytes < 0 or not is_now:
             raise ValueError("a value is out of range")
         return entry
 
@@ -126,6 +133,27 @@ class LogEntry:
     def to_bytes(self) -> bytes:
         """Return the content of its object."""
         return canonical_json(dataclasses.asdict(self))
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("segment", "manifest_digest", "plan", "replaced_by"), (str,)),
+    **dict.fromkeys(("steps", "episodes", "size_bytes"), (int,)),
+    "time_s": (int, float),
+    "unit": (int, type(None)),
+    "removed": (bool,),
+    **dict.fromkeys(("indices", "lengths", "policy_versions"), (list, int)),
+    "replaces": (list, str),
+}
+"""Types of the fields in JSON; of a list, also that of its values."""
+_LATEST_S = 253_370_764_800.0
+"""Seconds since 1970 until the year 9999, the last one that `stamp` formats."""
+
+
+def _is_of(kinds: tuple[type, ...], value: object) -> bool:
+    """Return whether a value of a document has one of the types, or is a list of such values."""
+    if list in kinds:
+        return isinstance(value, list) and all(type(each) in kinds[1:] for each in value)
+    return type(value) in kinds
 
 
 def add_entry(place: RemotePlace, entry: LogEntry) -> None:
@@ -274,13 +302,17 @@ class LogReader:
 def summarise_days(place: RemotePlace, now_s: float) -> list[str]:
     """Summarise the days that have passed a day ago or longer and have no summary; return them.
 
-    Any process may do so at any time. The name of a summary has the day's steps.
+    Any process may do so at any time. The name of a summary has the day's steps. If this machine's
+    clock is ahead, the time at which the newest entry was put counts, which the store says: a day
+    that has not ended must not be summarised.
     """
     done = _days(place)
     after = f"{LOG}/{max(done)}{_NIGHT}" if done else ""
     by_day: dict[str, list[str]] = {}
-    for key in place.sizes(f"{LOG}/", after=after):
-        if _KEY.fullmatch(key) and key[4:12] < stamp(now_s - _DAY_S)[:8]:
+    keys = [key for key in place.sizes(f"{LOG}/", after=after) if _KEY.fullmatch(key)]
+    now_s = min([now_s, *map(place.put_time, keys[-1:])])
+    for key in keys:
+        if key[4:12] < stamp(now_s - _DAY_S)[:8]:
             by_day.setdefault(key[4:12], []).append(key)
     for day, keys in sorted(by_day.items()):
         entries = {(e.segment, e.removed): e for e in _read_entries(place, keys)}.values()
@@ -305,9 +337,9 @@ def _read_entries(place: RemotePlace, keys: Sequence[str]) -> list[LogEntry]:
     def read(key: str) -> list[LogEntry]:
         try:
             data = place.read(key)
-            lines = gzip.decompress(data).splitlines() if key.startswith(DAYS) else [data]
-            return [LogEntry.from_json(json.loads(line)) for line in lines]
-        except (FileNotFoundError, TypeError, ValueError, KeyError):
+            lines = unzip(data, _DAY_BYTES).splitlines() if key.startswith(DAYS) else [data]
+            return [LogEntry.from_json(parse_json(line, key)) for line in lines]
+        except (FileNotFoundError, ValueError):
             return []
 
     if len(keys) < 2:

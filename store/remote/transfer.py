@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from avtd3.store.dataset import Dataset, parse_spec
 from avtd3.store.errors import (
@@ -40,7 +40,7 @@ from avtd3.store.files import (
     write_new,
 )
 from avtd3.store.format.layout import GROUP_FILE, MANIFEST_FILE, MAPS, SEGMENTS, STAGING
-from avtd3.store.format.manifest import FileEntry, Manifest
+from avtd3.store.format.manifest import FileEntry, Manifest, parse_manifest
 from avtd3.store.maintenance.removal import Removal, read_removals
 from avtd3.store.remote.client import (
     CHUNK_BYTES,
@@ -65,7 +65,7 @@ from avtd3.store.remote.commit import (
     segment_key,
 )
 from avtd3.store.remote.log import LogReader, logged_segments
-from avtd3.store.render.text import join_lines, plural
+from avtd3.store.render.text import file_size, join_lines, plural
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.staging import make_directories, staged
 
@@ -109,9 +109,9 @@ class TransferProgress:
 
     def line(self) -> str:
         """Describe the progress in one line."""
-        rate = self.size_bytes / max(self.seconds, 1e-3) / 1e6
         what = f"{self.done} of {plural(self.total, self.noun, _plural(self.noun))}"
-        text = f"{what}, {self.size_bytes / 1e6:.1f} MB copied at {rate:.1f} MB/s"
+        rate = file_size(self.size_bytes / max(self.seconds, 1e-3))
+        text = f"{what}, {file_size(self.size_bytes)} copied at {rate}/s"
         return f"{text}; {self.waiting}" if self.waiting else text
 
 
@@ -148,9 +148,9 @@ class TransferReport:
         """Format the report for a terminal."""
         what = plural(self.copied, self.noun, _plural(self.noun))
         verb = "stopped early after copying" if self.stopped else "copied"
-        rate = self.size_bytes / max(self.seconds, 1e-3) / 1e6
+        rate = file_size(self.size_bytes / max(self.seconds, 1e-3))
         lines = [
-            f"{verb} {what} ({self.size_bytes / 1e6:.1f} MB, {rate:.1f} MB/s) from {self.source} "
+            f"{verb} {what} ({file_size(self.size_bytes)}, {rate}/s) from {self.source} "
             f"to {self.destination}; {self.present} were there",
             *([f"removed {plural(self.removed, 'segment')} there"] if self.removed else ()),
             *(f"not done: {problem}" for problem in self.problems),
@@ -199,7 +199,9 @@ class SegmentCopier:
     def manifest(self, segment_id: str) -> tuple[Manifest, bytes] | None:
         """Read a manifest at the source; None if there is none, so no segment either."""
         data = read_if_any(self._source, segment_key(segment_id, MANIFEST_FILE))
-        return None if data is None else (read_manifest_bytes(self._source, data), data)
+        if data is None:
+            return None
+        return parse_manifest(data, Path(self._source.text) / SEGMENTS / segment_id), data
 
     def copy(self, manifest: Manifest, data: bytes, *, unit: Unit | None = None) -> str:
         """Copy one segment, of which `manifest` returned these; return the id of what is there.
@@ -283,20 +285,25 @@ class _Verified:
             self._copier.on_bytes(len(piece))
             digest.update(piece)
             size += len(piece)
+            if size > self._entry.size:
+                break  # it may be endless
             if last:
                 yield last
             last = piece
         if size != self._entry.size or digest.hexdigest() != self._entry.sha256:
+            found = f"{size} bytes with SHA-256 {digest.hexdigest():.12}"
+            if size > self._entry.size:
+                found = f"more than {self._entry.size} bytes"
             raise SegmentCorruptError(
-                f"{self._source.text}/{self._key} has {size} bytes with SHA-256 "
-                f"{digest.hexdigest():.12}, its manifest says {self._entry.size} bytes with "
-                f"{self._entry.sha256:.12}; audit the source with avtd3 replay-inspect --full"
+                f"{self._source.text}/{self._key} has {found}, its manifest says "
+                f"{self._entry.size} bytes with {self._entry.sha256:.12}; audit the source with "
+                "avtd3 replay-inspect --full"
             )
         yield last
 
     def _pieces(self) -> Iterator[bytes]:
         try:
-            yield from self._source.chunks(self._key)
+            yield from self._source.chunks(self._key, self._entry.size)
         except FileNotFoundError:
             raise SegmentNotFoundError(
                 f"{self._source.text}/{self._key} is missing; the segment was removed or is "
@@ -578,10 +585,11 @@ def list_segments(place: Place) -> tuple[set[str], set[str]]:
     return found, removed
 
 
-def copy_maps(source: Place, destination: Place) -> None:
+def copy_maps(source: Place, destination: Place, only: Collection[str] | None = None) -> None:
     """Copy the road networks that the destination lacks; their names are their digests."""
     for key in source.sizes(f"{MAPS}/").keys() - destination.sizes(f"{MAPS}/").keys():
-        destination.create(key, source.read(key))
+        if only is None or key.removeprefix(f"{MAPS}/").partition(".")[0] in only:
+            destination.create(key, source.read(key))
 
 
 def policies_of(place: Place) -> list[str]:
@@ -615,32 +623,30 @@ def copy_policy(source: Place, destination: Place, sidecar: str) -> tuple[int, s
     return len(data) + len(about), ""
 
 
+class Latest(NamedTuple):
+    """What a ``LATEST.json`` says."""
+
+    version: int = -1
+    sidecar: str = ""
+    """File that describes the policy; any text."""
+    run: str = ""
+
+    @classmethod
+    def parse(cls, data: bytes | None) -> Self:
+        """Read one; the defaults if there is none, or another file."""
+        try:
+            found = parse_json(data or b"", LATEST)
+            sidecar = str(found["file"]).replace(".safetensors", ".json")
+            return cls(int(found["version"]), sidecar, str(found.get("run", "")))
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            return cls()
+
+
 def copy_latest(source: Place, destination: Place) -> None:
     """Let ``LATEST.json`` name the same policy as at the source, if it is there and newer."""
-    data, there = (_version(place) for place in (source, destination))
-    if data[0] > there[0] and read_if_any(destination, sidecar_of(data[1])) is not None:
-        destination.write(LATEST, data[1])
-
-
-def sidecar_of(latest: bytes) -> str:
-    """Return the name of the sidecar of the policy that a ``LATEST.json`` names, or any text."""
-    try:
-        return str(json.loads(latest)["file"]).replace(".safetensors", ".json")
-    except (KeyError, TypeError, ValueError):
-        return ""
-
-
-def run_of(latest: bytes) -> str:
-    """Return the id of the run of the policy that a ``LATEST.json`` names, or an empty text."""
-    try:
-        return str(json.loads(latest).get("run", ""))
-    except (AttributeError, ValueError):
-        return ""
-
-
-def _version(place: Place) -> tuple[int, bytes]:
-    try:
-        data = place.read(LATEST)
-        return int(json.loads(data)["version"]), data
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return -1, b""
+    data = read_if_any(source, LATEST)
+    latest, there = Latest.parse(data), Latest.parse(read_if_any(destination, LATEST))
+    if data is None or latest.version <= there.version:
+        return
+    if read_if_any(destination, latest.sidecar) is not None:
+        destination.write(LATEST, data)

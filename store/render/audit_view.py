@@ -543,7 +543,7 @@ def _candidates(datasets: Sequence[Path]) -> Iterator[Episode]:
         except (Avtd3Error, OSError):
             continue
         numbers = np.linspace(0, len(held) - 1, min(len(held), MAX_SEGMENTS)).astype(np.int64)
-        for reader in readable(held[n] for n in numbers.tolist()):
+        for reader in readable((held[n] for n in numbers.tolist()), []):
             yield from (Episode(reader, number) for number in range(len(reader.table)))
 
 

@@ -35,6 +35,7 @@ from avtd3.store.render.media import (
     font,
     scaled_image,
     sheet_width,
+    side_by_side,
     write_contact_sheet,
     write_gif,
     write_mp4,
@@ -94,27 +95,22 @@ def find_episode(
     )
 
 
-def readable(segments: Iterable[Segment]) -> Iterator[SegmentReader]:
-    """Yield readers of segments; skip those that are damaged or were removed."""
+def readable(segments: Iterable[Segment], unreadable: list[str]) -> Iterator[SegmentReader]:
+    """Yield readers of segments that are sound; append why others cannot be read now."""
     for segment in segments:
         try:
             yield SegmentReader(segment)
+        except SegmentUnreadableError as error:
+            unreadable.append(str(error))
         except SEGMENT_ERRORS:
             continue
 
 
 def _readers(datasets: Sequence[Path], unreadable: list[str]) -> Iterator[SegmentReader]:
-    """Yield readers of all segments; append why segments cannot be read now."""
     for path in datasets:
         snapshot = Dataset.open(path).snapshot()
         unreadable += [refusal.reason for refusal in snapshot.refused if refusal.is_unreadable]
-        for segment in snapshot.segments:
-            try:
-                yield SegmentReader(segment)
-            except SegmentUnreadableError as error:
-                unreadable.append(str(error))
-            except SEGMENT_ERRORS:
-                continue
+        yield from readable(snapshot.segments, unreadable)
 
 
 def _check_unreadable(unreadable: Sequence[str]) -> None:
@@ -157,13 +153,14 @@ def _sort_keys(word: str, table: EpisodeTable, rng: np.random.Generator) -> NDAr
 
 
 def _by_place(datasets: Sequence[Path], part: str, place: int) -> Episode:
-    names = [(path, name) for path in datasets for name in Dataset.open(path).segment_ids()]
-    same = [place for place in names if place[1] == part]
-    fitting = same[:1] or [place for place in names if part in place[1]]
+    opened = [Dataset.open(path) for path in datasets]
+    names = [(dataset, name) for dataset in opened for name in dataset.segment_ids()]
+    same = [found for found in names if found[1] == part]
+    fitting = same[:1] or [found for found in names if part in found[1]]
     if len(fitting) != 1:
         raise ConfigError(_not_one(f"segment has {part!r} in its name", [n for _, n in fitting]))
-    path, segment_id = fitting[0]
-    segment = Dataset.open(path).open_segment(segment_id)
+    dataset, segment_id = fitting[0]
+    segment = dataset.open_segment(segment_id)
     if place >= segment.episodes:
         raise ConfigError(
             f"segment {segment_id} has {segment.episodes} episodes, "
@@ -240,18 +237,12 @@ def key_components(names: tuple[str, ...]) -> list[int]:
 
 def tracks_of(episode: Episode) -> tuple[Track, ...]:
     """Return a few vector components, the actions, the reward and its terms over time."""
-    return tuple(_tracks(episode))
-
-
-def _tracks(episode: Episode) -> Iterator[Track]:
-    spec = episode.spec
+    spec, tracks = episode.spec, []
     for column in key_components(spec.vector_names):
-        with np.errstate(over="ignore"):
-            values = episode.vectors[:, column].astype(np.float64) * spec.vector_scales[column]
-        channel = Channel(name=spec.vector_names[column], values=values)
-        yield Track(title=channel.name, channels=(channel,))
-    yield _track("action", spec.action_names, episode.actions)
-    yield _track("reward", ("reward",), episode.rewards[:, None])
+        name, scale = spec.vector_names[column], spec.vector_scales[column]
+        tracks.append(_track(name, (name,), episode.vectors[:, column, None], scale))
+    tracks.append(_track("action", spec.action_names, episode.actions))
+    tracks.append(_track("reward", ("reward",), episode.rewards[:, None]))
     if spec.reward_terms:
         terms = episode.reward_terms
         sizes = np.nan_to_num(np.abs(terms.astype(np.float64)), posinf=0.0).sum(axis=0)
@@ -259,11 +250,15 @@ def _tracks(episode: Episode) -> Iterator[Track]:
         names = tuple(spec.reward_terms[column] for column in large)
         omitted = len(spec.reward_terms) - len(names)
         title = f"reward terms, the largest {len(names)}" if omitted else "reward terms"
-        yield _track(title, names, terms[:, large])
+        tracks.append(_track(title, names, terms[:, large]))
+    return tuple(tracks)
 
 
-def _track(title: str, names: tuple[str, ...], values: NDArray[np.float32]) -> Track:
-    columns = values.astype(np.float64)
+def _track(
+    title: str, names: tuple[str, ...], values: NDArray[np.float32], scale: float = 1.0
+) -> Track:
+    with np.errstate(over="ignore"):
+        columns = values.astype(np.float64) * scale
     channels = (Channel(name=name, values=columns[:, n]) for n, name in enumerate(names))
     return Track(title=title, channels=tuple(channels))
 
@@ -310,17 +305,13 @@ def document_of(episode: Episode) -> dict[str, object]:
     document: dict[str, object] = json_safe(
         {
             "episode": episode.name,
-            "dataset": str(_dataset_of(episode)),
+            "dataset": str(episode.segment.path.parents[1]),
             "seconds": seconds_of(episode),
             **episode.facts,
             "channels": {channel.name: channel.moments.document() for channel in channels},
         }
     )
     return document
-
-
-def _dataset_of(episode: Episode) -> Path:
-    return episode.segment.path.parents[1]
 
 
 def spread(episode: Episode, count: int) -> list[int]:
@@ -442,7 +433,7 @@ def describe(episode: Episode) -> list[str]:
     ]
     index = f" (number {episode.index} in its plan)" if episode.index >= 0 else ""
     return [
-        printable(f"episode {episode.name} of {_dataset_of(episode)}{index}"),
+        printable(f"episode {episode.name} of {episode.segment.path.parents[1]}{index}"),
         *(f"  {printable(', '.join(parts))}" for parts in (where, [*drove, *went])),
     ]
 
@@ -456,7 +447,7 @@ def write_episode_sheet(episode: Episode, path: Path) -> None:
     else:
         shown, period_s = spread(episode, SHEET_FRAMES), episode.spec.control_period_s
         shots = ([frame_of(episode, n, name) for name in episode.spec.images] for n in shown)
-        pictures = [_side_by_side(frames, SHEET_PX) for frames in shots]
+        pictures = [side_by_side([scaled_image(f, SHEET_PX) for f in frames]) for frames in shots]
         captions = [f"{n * period_s:.1f} s" for n in shown]
     in_a_row = min(SHEET_COLUMNS, len(pictures))
     width = max(SHEET_COLUMNS * SHEET_PX, sheet_width(pictures[0].width, in_a_row) - 2 * GAP_PX)
@@ -506,19 +497,6 @@ def _channel_lines(episode: Episode, terminal: Terminal) -> Iterator[str]:
         yield f"  {line:<{widest}}  {drawn}"
 
 
-def _side_by_side(frames: Sequence[NDArray[np.uint8]], side_px: int) -> Image.Image:
-    """Draw the frames of all streams beside each other, the first one's longer side as given."""
-    parts = [scaled_image(frame, side_px) for frame in frames]
-    if len(parts) == 1:
-        return parts[0]
-    picture = Image.new("RGB", (sum(p.width for p in parts), max(p.height for p in parts)), PAPER)
-    left = 0
-    for part in parts:
-        picture.paste(part, (left, 0))
-        left += part.width
-    return picture
-
-
 def _filmstrip(episode: Episode, stream: str, terminal: Terminal) -> Iterator[str]:
     """Draw as many evenly spaced frames of a stream as fit side by side."""
     if episode.spec.streams:
@@ -547,8 +525,8 @@ def _pictures(episode: Episode, every: int) -> Iterator[Image.Image]:
     )
     streams = [played_frames(episode, every, name) for name in episode.spec.images]
     for observation in range(0, episode.length + 1, every):
-        frames = [next(frames) for frames in streams]
-        camera = _side_by_side(frames, PLAYED_PX) if frames else None
+        frames = [scaled_image(next(frames), PLAYED_PX) for frames in streams]
+        camera = side_by_side(frames) if frames else None
         width = plots.size[0] + (0 if camera is None else camera.width)
         picture = Image.new("RGB", (width + width % 2, PLAYED_PX + CAPTION_PX), PAPER)
         if camera is not None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from avtd3.store.errors import ConfigError, install_command
+from avtd3.store.errors import import_extra
 from avtd3.store.files import write_aside
 
 INK = (230, 234, 238)
@@ -197,7 +197,8 @@ def write_gif(
     """Write pictures, all of one size, as an endless GIF; `colours` stay exact, however rare."""
     coming = iter(pictures)
     first = list(itertools.islice(coming, PALETTE_PICTURES))
-    chosen = _side_by_side(first).quantize(colors=GIF_COLOURS).getpalette() or []
+    quarter = side_by_side([picture.reduce(2) for picture in first])
+    chosen = quarter.quantize(colors=GIF_COLOURS).getpalette() or []
     palette = Image.new("P", (1, 1))
     palette.putpalette([*chosen[: 3 * GIF_COLOURS], *itertools.chain(*colours)])
     indexed = (
@@ -217,10 +218,7 @@ def write_gif(
 
 def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
     """Write pictures, all of one size, both sides even, as an H.264 film in an MP4 file."""
-    try:
-        import av
-    except ImportError as error:
-        raise ConfigError(f"writing an MP4 needs PyAV: {install_command('video')}") from error
+    av = import_extra("av", "video", "writing an MP4 needs")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(min(max(1 / period_s, 0.001), 1000.0)).limit_denominator(1001)
@@ -230,18 +228,19 @@ def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -
             if not number:
                 stream.width, stream.height = picture.size
                 stream.pix_fmt = "yuv420p"
-            frame = av.VideoFrame.from_image(picture)  # type: ignore[no-untyped-call]  # as shipped
-            container.mux(stream.encode(frame))
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
         container.mux(stream.encode(None))
     write_aside(path, buffer.getvalue())
 
 
-def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Return a quarter of each picture's pixels, in one row."""
-    small = [picture.reduce(2) for picture in pictures]
-    row = Image.new("RGB", (sum(p.width for p in small), small[0].height))
-    for number, picture in enumerate(small):
-        row.paste(picture, (number * picture.width, 0))
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures in one row, aligned at the top."""
+    size = sum(p.width for p in pictures), max(p.height for p in pictures)
+    row = Image.new("RGB", size, PAPER)
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width
     return row
 
 

@@ -32,6 +32,8 @@ KINDS: dict[State, str] = {
     "unknown": "warning",
 }
 """Classes of the states in the style sheet."""
+LIVE = ("running", "late")
+"""States of processes that have not ended, as far as is known."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,9 +59,15 @@ class StatusReport:
         return max((version for version in versions if version is not None), default=None)
 
     @property
+    def rate(self) -> float:
+        """Steps per second that the running collectors store together."""
+        beats = [seen.beat for seen in self.seen if seen.state in LIVE]
+        return sum(beat.rate or 0.0 for beat in beats if beat.role == "collector")
+
+    @property
     def lags(self) -> list[int]:
         """Policies by which the running collectors are behind the learner."""
-        running = (seen for seen in self.seen if seen.state in ("running", "late"))
+        running = (seen for seen in self.seen if seen.state in LIVE)
         return [lag for seen in running if (lag := self.lag(seen)) is not None]
 
     def lag(self, seen: Seen) -> int | None:
@@ -89,11 +97,10 @@ class StatusReport:
             plural(sum(seen.beat.role == role for seen in self.seen), role)
             for role in ("collector", "learner")
         ]
-        rate = sum(s.beat.rate or 0.0 for s in self.seen if _collects(s))
-        parts.append(f"{number(rate)} steps/s")
-        if self.lags:
-            low, mean, high = min(self.lags), statistics.fmean(self.lags), max(self.lags)
-            parts.append(f"policy lag {low} / {number(mean)} / {high} (min / mean / max)")
+        parts.append(f"{number(self.rate)} steps/s")
+        if lag := _spread(self.lags):
+            mean = number(lag["mean"])
+            parts.append(f"policy lag {lag['min']} / {mean} / {lag['max']} (min / mean / max)")
         return ", ".join(parts)
 
     def document(self) -> dict[str, Any]:
@@ -116,11 +123,8 @@ class StatusReport:
             "alerts": [{"process": name, "text": text} for name, text in self.alerts],
         }
 
-    def rows(self) -> list[tuple[str, ...]]:
-        """Return the cells of the table under `HEADS`, a row for each process."""
-        return [self._row(seen) for seen in self.seen]
-
-    def _row(self, seen: Seen) -> tuple[str, ...]:
+    def row(self, seen: Seen) -> tuple[str, ...]:
+        """Return the cells of a process in the table under `HEADS`."""
         beat, lag = seen.beat, self.lag(seen)
         return (
             f"{beat.role} {shorten(beat.name, 40)} on {shorten(beat.host, 40)}",
@@ -137,7 +141,7 @@ class StatusReport:
         """Return the report as text."""
         lines = [self.summary]
         if self.seen:
-            lines += ["", *columns([HEADS, *self.rows()], "<<>>>>><")]
+            lines += ["", *columns([HEADS, *map(self.row, self.seen)], "<<>>>>><")]
         if self.alerts:
             lines += ["", "Look at:"]
             lines += [f"  {name + ': ' if name else ''}{text}" for name, text in self.alerts]
@@ -154,31 +158,26 @@ class StatusReport:
             heads=("process", "state", *HEADS[2:]),
             figures=HEADS[2:7],
             rows=[
-                (row[0], "", row[1], KINDS[seen.state], row[2:])
-                for seen, row in zip(self.seen, self.rows(), strict=True)
+                (name, "", state, KINDS[seen.state], cells)
+                for seen in self.seen
+                for name, state, *cells in [self.row(seen)]
             ],
             limits=(duration(INTERVAL_S), duration(LATE_S), duration(DEAD_S), duration(CLEARED_S)),
         )
 
     def _key_figures(self) -> list[tuple[str, str, str]]:
-        running = [seen for seen in self.seen if seen.state == "running"]
-        learners = [seen.beat for seen in running if seen.beat.role == "learner"]
-        rate = sum(seen.beat.rate or 0.0 for seen in running if _collects(seen))
+        running = [seen.beat for seen in self.seen if seen.state == "running"]
         figures = [
             ("running", f"{len(running)} of {len(self.seen)}", "processes"),
-            ("collected", f"{number(rate)}/s", "steps, all running collectors"),
+            ("collected", f"{number(self.rate)}/s", "steps, all running collectors"),
         ]
-        for beat in learners[:3]:
+        for beat in [beat for beat in running if beat.role == "learner"][:3]:
             if beat.updates is not None and beat.target is not None:
                 done = f"{integer(beat.updates)} of {integer(beat.target)}"
                 figures.append(("updates", done, beat.name))
-        if self.lags:
-            figures.append(("policy lag", f"{number(statistics.fmean(self.lags))}", "mean"))
+        if lag := _spread(self.lags):
+            figures.append(("policy lag", number(lag["mean"]), "mean"))
         return figures
-
-
-def _collects(seen: Seen) -> bool:
-    return seen.beat.role == "collector" and seen.state in ("running", "late")
 
 
 def _spread(values: Sequence[int]) -> dict[str, float] | None:
@@ -208,7 +207,7 @@ def _alerts(seen: Seen) -> Iterable[str]:
     beat = seen.beat
     if seen.state in ("late", "dead"):
         yield f"{seen.state}: its last heartbeat came {duration(round(seen.age_s or 0))} ago"
-    is_live = seen.state in ("running", "late")
+    is_live = seen.state in LIVE
     if is_live and beat.quiet_s > QUIET_S and not beat.waiting:
         yield f"no progress for {duration(beat.quiet_s)}"
     if is_live and beat.disk_free_bytes is not None and beat.disk_free_bytes < LOW_DISK_BYTES:

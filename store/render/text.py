@@ -87,6 +87,29 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WorkProgress:
+    """How much of a command's work is done."""
+
+    verb: str
+    """What is done, as a past participle."""
+    done: int
+    """How many are done, those of earlier runs included."""
+    total: int
+    """How many there are to do."""
+    noun: str = "segment"
+    """What is counted."""
+
+    @property
+    def fraction(self) -> float:
+        """Return the share that is done, in [0, 1]."""
+        return self.done / max(1, self.total)
+
+    def line(self) -> str:
+        """Format the progress as one line."""
+        return f"{self.verb} {self.done:,} of {plural(self.total, self.noun)}"
+
+
 def shorten(text: str, most: int = 120) -> str:
     """Cut a text to at most so many characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -55,6 +55,8 @@ def native_problem() -> str:
         _compile()
     except (ImportError, OSError, AttributeError) as error:
         return str(error)
+    except RuntimeError as error:  # numba has no directory that it may write its cache to
+        return f"numba: {error}"
     return ""
 
 

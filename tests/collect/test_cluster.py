@@ -13,7 +13,6 @@ import time
 import numpy as np
 import pytest
 
-from avtd3.collect.cluster import Stop
 from avtd3.collect.collector import CollectAheadConfig, CollectConfig, collect
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
@@ -23,6 +22,7 @@ from avtd3.learn.networks import Actor, NetworkConfig
 from avtd3.learn.policy_store import PolicyStore
 from avtd3.store import staging
 from avtd3.store.audit.audit import AuditConfig, audit
+from avtd3.store.cluster import Stop
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError, MissingPackageError
 from avtd3.store.remote.client import RemotePlace, open_place
@@ -32,7 +32,7 @@ from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.remote import servers
-from avtd3.tests.store.remote.datasets import sealed
+from avtd3.tests.store.remote.datasets import make, sealed
 from avtd3.tests.store.remote.servers import KEYS
 
 WORLD = "avtd3.tests.collect.point_world:PacedWorld"
@@ -45,7 +45,7 @@ class LocalCluster:
     """A scheduler and workers in processes of their own, on the loopback interface."""
 
     def __init__(self, folder, **environment):
-        self.file, self.workers = folder / "scheduler.json", []
+        self.file, self.workers, self.killed = folder / "scheduler.json", [], []
         self.env = (
             os.environ
             | environment
@@ -225,37 +225,41 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
         collect(tmp_path / "data", CONFIG, scheduler="tcp://127.0.0.1:1")
 
 
+def killing(cluster, count):
+    """Return what kills three workers, one by one as `count()` grows by two, and replaces them."""
+    cluster.add_worker()
+    cluster.add_worker()
+    cluster.killed = []
+
+    def kill(progress):
+        if len(cluster.killed) < 3 and count() >= 2 * (len(cluster.killed) + 1):
+            cluster.killed.append(cluster.workers[-1])
+            cluster.workers[-1].kill()
+            cluster.add_worker()
+
+    return kill
+
+
+def assert_as_of_one_process(path, tmp_path):
+    """The episodes have the bytes of those that one process collects."""
+    collect(tmp_path / "here", CONFIG, episodes=UNIT)
+    ours = {e.seed: e.load().actions.tobytes() for e in Dataset.open(path).episodes()}
+    for episode in Dataset.open(tmp_path / "here").episodes():
+        assert ours[episode.seed] == episode.load().actions.tobytes()
+
+
 @pytest.mark.slow
 def test_workers_that_are_killed_lose_and_double_no_unit(tmp_path, cluster):
     data = tmp_path / "data"
-    killed: list[object] = []
-    cluster.add_worker()
-    victim = cluster.add_worker()
-    count = 12 * UNIT
-
-    def on_progress(progress):
-        nonlocal victim
-        if len(segments(data)) >= 2 * (len(killed) + 1) and len(killed) < 3:
-            victim.kill()
-            killed.append(victim)
-            victim = cluster.add_worker()
-
-    report = collect(
-        data, CONFIG, episodes=count, scheduler=cluster.address, on_progress=on_progress
-    )
-    assert len(killed) == 3
+    count, kill = 12 * UNIT, killing(cluster, lambda: len(segments(data)))
+    report = collect(data, CONFIG, episodes=count, scheduler=cluster.address, on_progress=kill)
+    assert len(cluster.killed) == 3
     assert report.missing == ""
     assert report.tally.episodes == count
     assert episodes(data) == once(count)
     assert report.workers >= 1
 
-    # the episodes have the bytes of those that one process collects
-    here = tmp_path / "here"
-    collect(here, CONFIG, episodes=UNIT)
-    first = Dataset.open(data).episodes()
-    ours = {episode.seed: episode.load().actions.tobytes() for episode in first}
-    for episode in Dataset.open(here).episodes():
-        assert ours[episode.seed] == episode.load().actions.tobytes()
+    assert_as_of_one_process(data, tmp_path)
 
 
 @pytest.mark.slow
@@ -263,22 +267,9 @@ def test_workers_that_are_killed_lose_and_double_no_unit_at_a_url(tmp_path, clou
     """The workers share no directory: each one uploads what it has collected."""
     cluster, url = cloud_cluster, f"{bucket}/data"
     config = dataclasses.replace(CONFIG, spool=str(tmp_path / "spool"))
-    killed: list[object] = []
-    cluster.add_worker()
-    victim = cluster.add_worker()
-    count = 12 * UNIT
-
-    def on_progress(progress):
-        nonlocal victim
-        if len(killed) < 3 and published(url) >= 2 * (len(killed) + 1):
-            victim.kill()
-            killed.append(victim)
-            victim = cluster.add_worker()
-
-    report = collect(
-        url, config, episodes=count, scheduler=cluster.address, on_progress=on_progress
-    )
-    assert len(killed) == 3
+    count, kill = 12 * UNIT, killing(cluster, lambda: published(url))
+    report = collect(url, config, episodes=count, scheduler=cluster.address, on_progress=kill)
+    assert len(cluster.killed) == 3
     assert (report.missing, report.unsent, report.tally.episodes) == ("", "", count)
     assert pulled(url, tmp_path) == once(count)
     assert len(open_place(url).sizes("claims/")) == 12
@@ -286,12 +277,7 @@ def test_workers_that_are_killed_lose_and_double_no_unit_at_a_url(tmp_path, clou
     assert sorted(index for entry in entries for index in entry.indices) == list(range(count))
     assert not any((tmp_path / "spool" / "segments").iterdir())
 
-    # the episodes have the bytes of those that one process collects here
-    here = tmp_path / "here"
-    collect(here, CONFIG, episodes=UNIT)
-    ours = {e.seed: e.load().actions.tobytes() for e in Dataset.open(tmp_path / "back").episodes()}
-    for episode in Dataset.open(here).episodes():
-        assert ours[episode.seed] == episode.load().actions.tobytes()
+    assert_as_of_one_process(tmp_path / "back", tmp_path)
     for key in KEYS:
         files = (p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
         assert not any(key.encode() in data for data in files)
@@ -476,3 +462,35 @@ def test_evaluations_and_audits_equal_those_of_one_process(tmp_path, cluster):
     assert documents[0] == documents[1]
     assert reports[0].total.episodes == 3
     assert reports[0].log.count("error") == 0
+
+
+@pytest.mark.slow
+def test_an_audit_of_a_url_survives_killed_workers_and_ends_on_ctrl_c(
+    tmp_path, cloud_cluster, bucket
+):
+    data, cluster = make(tmp_path / "data", [(3,)] * 40), cloud_cluster
+    transfer(data.path, bucket)
+    done = [0]
+    kill = killing(cluster, lambda: done[0] // 4)
+
+    def on_progress(progress):
+        done[0] = progress.segments_done
+        kill(progress)
+
+    config = AuditConfig(scheduler=cluster.address)
+    found = audit([bucket], config, on_progress=on_progress).document()
+    assert len(cluster.killed) == 3
+    here = {**audit([data.path]).document(), "seconds": found["seconds"]}
+    assert json.dumps(here).replace(str(data.path), bucket) == json.dumps(found)
+
+    command = (sys.executable, "-m", "avtd3.cli", "replay-inspect", bucket, "--json")
+    client = subprocess.Popen(
+        [*command, "--scheduler", cluster.address, "--set", "audit.workers=1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    shown = next(line for line in client.stderr or () if "segments" in line)
+    client.send_signal(signal.SIGINT)
+    output, errors = client.communicate(timeout=LIMIT_S)
+    assert "Traceback" not in shown + errors
+    report = json.loads(output)
+    assert (report["complete"], report["segments"] < 40) == (False, True)

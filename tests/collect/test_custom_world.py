@@ -1,5 +1,6 @@
 """Worlds that users bring: by name, checked, with one clear error when something is wrong."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -23,12 +24,13 @@ from avtd3.collect.custom_world import (
 from avtd3.collect.driving.driving_env import DrivingEnvironment
 from avtd3.collect.driving.expert import ExpertConfig
 from avtd3.collect.driving.task import TaskConfig
-from avtd3.collect.environment import ResetResult
+from avtd3.collect.environment import Environment, ResetResult
 from avtd3.collect.evaluator import EvaluateConfig, evaluate
 from avtd3.collect.maps.scenarios import ScenarioConfig
-from avtd3.collect.worlds import EnvironmentConfig
+from avtd3.collect.timing import DelayConfig
+from avtd3.collect.worlds import EnvironmentConfig, open_environment
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, WorldError, WorldLost
+from avtd3.store.errors import CheckpointError, ConfigError, WorldError, WorldLost
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step import Observation
 from avtd3.tests.collect import line_world
@@ -37,6 +39,8 @@ from avtd3.tests.collect.point_world import make_frame
 
 ROOT = Path(__file__).parents[2]
 HERE = line_world.__name__
+HUGE = 10**400
+"""A whole number that is larger than any float."""
 CONFIG = CollectConfig(world=f"{HERE}:Line", driver="random", min_free_mb=0)
 
 
@@ -131,6 +135,17 @@ def test_a_driving_world_without_surroundings_can_be_drawn():
     environment.reset(0)
     environment.step(np.zeros(2, np.float32))
     assert environment.picture(np.zeros(2, np.float32), "test").width == 672
+
+
+def test_no_member_of_a_user_s_environment_is_ignored():
+    class Icy(Duck):
+        setting, scenario, scenario_count, has_time_limit = "on ice", 2, 3, True
+
+    ours = opened(Icy())
+    assert (ours.setting, ours.scenario, ours.scenario_count) == ("on ice", 2, 3)
+    assert ours.has_time_limit
+    ignored = {name for name in vars(Environment) if name not in vars(CustomEnvironment)}
+    assert {name for name in ignored if name[0] != "_"} == {"name", "world_record"}
 
 
 class Coloured(Duck):
@@ -247,6 +262,8 @@ def failing(*_):
             "vector is not finite at x",
         ),
         ({"measures": lambda: {"a": np.nan}}, r"measures\(\): found .*expected finite numbers"),
+        ({"measures": lambda: {"seed": 1.0}}, r"measures\(\): avtd3 sets seed itself; rename it"),
+        ({"measures": lambda: {"a": HUGE}}, r"measures\(\): found .*expected finite numbers"),
     ],
 )
 def test_failures_of_user_code_are_one_error_with_file_and_line(parts, message):
@@ -260,6 +277,7 @@ def test_failures_of_user_code_are_one_error_with_file_and_line(parts, message):
         ({"reward": None}, "reward is None"),
         ({"reward": float("nan")}, "reward is nan"),
         ({"reward": "high"}, "high"),
+        ({"reward": HUGE}, "too large"),
         ({"action": np.array([2.0], np.float32)}, r"action\[0\] is 2\.0, expected -1\.0 to"),
         ({"action": 0.5}, "action is float, expected float32"),
         ({"terminated": 1}, "expected True or False"),
@@ -291,7 +309,10 @@ def test_attributes_that_avtd3_sets_itself_are_refused():
         ({"collision": None}, "collision: found None, expected str"),
         ({"vehicle": None}, "vehicle: found None, expected VehicleState"),
         ({"x_m": float("nan")}, "x_m is nan, expected a finite number"),
+        ({"x_m": HUGE}, "x_m is a whole number of 1329 bits, expected a finite number"),
+        ({"x_m": np.complex64(1.0)}, "x_m is .*, expected a finite number"),
         ({"lead_gap_m": float("nan")}, "lead_gap_m is nan"),
+        ({"collision_frame_id": "last"}, "collision_frame_id is 'last', expected a finite number"),
     ],
 )
 def test_a_frame_that_cannot_be_used_is_refused(changes, message):
@@ -304,6 +325,15 @@ def test_a_frame_that_cannot_be_used_is_refused(changes, message):
     environment.reset(0)
     with pytest.raises(WorldError, match=message):
         environment.step(np.zeros(2, np.float32))
+
+
+def test_a_start_without_the_name_of_its_town_is_refused():
+    class Broken(PointWorld):
+        def reset(self, scenario, seed):
+            return dataclasses.replace(super().reset(scenario, seed), town=5)
+
+    with pytest.raises(WorldError, match=r"result of reset\(\), town: found int, expected str"):
+        opened(Broken()).reset(0)
 
 
 def test_a_lost_world_stays_a_lost_world():
@@ -333,6 +363,42 @@ def test_a_world_that_is_not_reproducible_is_found():
     with pytest.raises(WorldError, match="episode seed 0 differs in observation 0"):
         check_environment(line)
     check_environment(line, reproducible=False)
+
+
+class Open(Line):
+    """Counts how many of its kind are open."""
+
+    count = 0
+
+    def __init__(self, **parts):
+        super().__init__(**parts)
+        Open.count += 1
+
+    def close(self):
+        Open.count -= 1
+
+
+LATE = DelayConfig(camera_s=(0.01, 0.02))  # no multiple of the period
+
+
+@pytest.mark.parametrize(("parts", "settings"), [({"spec": None}, {}), ({}, {"delay": LATE})])
+def test_a_world_that_cannot_be_used_is_closed(parts, settings):
+    config = EnvironmentConfig(world=f"{HERE}:Line", **settings)
+
+    def factory(config, worker):
+        return open_custom_world(f"{HERE}:identity", {"made": Open(**parts)})
+
+    with pytest.raises(ConfigError), open_environment(config, factory):
+        pass
+    assert Open.count == 0
+
+
+def test_an_unusable_policy_of_the_world_itself_is_not_ours(tmp_path):
+    def fail(action):
+        raise CheckpointError("the policy of the other cart is damaged")
+
+    with pytest.raises(CheckpointError, match="of the other cart"):
+        collect(tmp_path / "d", CONFIG, episodes=1, open_world=lambda *_: Line(made=fail))
 
 
 def test_failures_keep_the_steps_before(tmp_path):

@@ -139,6 +139,11 @@ class Still:
         return np.zeros(self.size, np.float32)
 
 
+def constant_policy(action, **values) -> Any:
+    known = {"action_limit": 1.0, "spec": UNIT, "stack_stride": 1, "version": 1, **values}
+    return SimpleNamespace(act=lambda frames, vector: np.array(action, np.float32), **known)
+
+
 @pytest.mark.parametrize(("time_s", "correlation"), [(0.0, 0.0), (0.5, math.exp(-0.1))])
 def test_noise_has_the_stated_deviation_and_memory(time_s, correlation):
     driver: Any = NoisyDriver(Still(), 0.1, time_s=time_s, period_s=0.05, spec=UNIT)
@@ -157,13 +162,7 @@ def test_noise_scales_with_half_the_range_of_each_action():
 
 
 def test_noise_may_be_another_for_each_action():
-    still: Any = SimpleNamespace(
-        act=lambda frames, vector: np.array([0.0, 1.0], np.float32),
-        action_limit=1.0,
-        spec=UNIT,
-        stack_stride=1,
-        version=1,
-    )
+    still = constant_policy([0.0, 1.0])
     spec = make_spec((-1.0, 0.0), (1.0, 2.0))
     environment: Any = SimpleNamespace(spec=spec)
     wanted = Mixture.parse("policy+gaussian=0.2/0").drivers[0]
@@ -189,15 +188,9 @@ def test_noise_stays_within_bounds():
 
 
 def test_noise_over_a_policy_with_a_limit_keeps_to_it():
-    still: Any = SimpleNamespace(
-        act=lambda frames, vector: np.array([0.5, 0.1], np.float32),
-        action_limit=0.6,
-        spec=UNIT,
-        stack_stride=1,
-        version=1,
-    )
+    still = PolicyDriver(constant_policy([0.5, 0.1], action_limit=0.6))
     spec = make_spec((-1.0, 0.0), (1.0, 1.0))
-    driver = NoisyDriver(PolicyDriver(still), 1.0, time_s=0.0, period_s=0.05, spec=spec)
+    driver = NoisyDriver(still, 1.0, time_s=0.0, period_s=0.05, spec=spec)
     driver.reset(np.random.default_rng(0))
     seen = Observation()
     actions = np.array([driver.act(seen) for _ in range(200)])
@@ -227,14 +220,7 @@ def test_a_policy_driver_sees_the_stack_and_the_vector():
 
 @pytest.mark.parametrize("kind", ["expert", "random", "expert+noise", "policy+gaussian"])
 def test_each_driver_can_be_built(kind):
-    still: Any = SimpleNamespace(
-        act=lambda frames, vector: np.zeros(2, np.float32),
-        action_limit=1.0,
-        stack_stride=1,
-        version=1,
-        spec=make_environment().spec,
-    )
-    policy = PolicyDriver(still)
+    policy = PolicyDriver(constant_policy([0.0, 0.0], spec=make_environment().spec))
     spec = Mixture.parse(kind).drivers[0]
     assert (
         drive(lambda environment: spec.build(environment, policy), 0)[0].action.dtype == np.float32

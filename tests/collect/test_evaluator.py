@@ -21,6 +21,7 @@ from avtd3.store.dataset import Dataset
 from avtd3.store.errors import CheckpointError, ConfigError
 from avtd3.store.render import media
 from avtd3.store.render.media import BAD, GOOD, INK, LEGEND_PX, write_contact_sheet
+from avtd3.tests.collect.lossy_world import LossyWorld
 from avtd3.tests.collect.point_world import (
     open_camera_world,
     open_point_world,
@@ -138,6 +139,13 @@ def test_a_long_film_skips_to_the_outcome(tmp_path, monkeypatch):
         assert GOOD in colours_in(picture, (0, 0, 40, 30))
 
 
+def test_a_film_ends_when_it_should_stop(tmp_path):
+    report = examine("expert", gif=tmp_path / "a.gif", should_stop=lambda: True)
+    assert report.interrupted
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert getattr(picture, "n_frames", 1) <= 2  # the still repeats
+
+
 def test_a_contact_sheet_has_a_legend_and_each_outcome(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluator, "open_world", open_point_world)
     mixed = "0.5:expert,0.5:random"
@@ -166,6 +174,15 @@ def test_a_contact_sheet_has_a_legend_and_each_outcome(tmp_path, monkeypatch):
         assert {colour for colour, _ in LEGEND} <= colours_in(sheet, (0, 0, sheet.width, 60))
 
 
+def test_a_contact_sheet_lacks_an_episode_without_a_route(tmp_path, monkeypatch):
+    world = LossyWorld(routeless=[evaluation_seed(CONFIG.seed, 1)])
+    monkeypatch.setattr(evaluator, "open_world", lambda *_: world)
+    captions: list[str] = []
+    monkeypatch.setattr(media, "write_contact_sheet", lambda *given, **_: captions.extend(given[1]))
+    sheet_held_out("expert", CONFIG, tmp_path / "a.png", scores=(), should_stop=lambda: False)
+    assert [caption[:2] for caption in captions] == ["0:", "2:", "3:"]
+
+
 def test_the_world_is_closed_when_it_fails():
     worlds = []
 
@@ -178,7 +195,9 @@ def test_the_world_is_closed_when_it_fails():
     assert all(world.closed for world in worlds)
 
 
-@pytest.mark.parametrize("subject", ["policy", "nobody", "runs/missing/policies", "1:policy"])
+@pytest.mark.parametrize(
+    "subject", ["policy", "nobody", "runs/missing/policies", "1:policy", "n" * 999]
+)
 def test_what_is_no_subject_is_refused(subject):
     with pytest.raises(ConfigError, match=r"neither a policy's file, nor a directory"):
         examine(subject)

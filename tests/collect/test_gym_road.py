@@ -110,7 +110,12 @@ def test_it_vectorises_in_processes():
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"render_mode": "human"}, "render_mode"), ({"pedestrians": 3}, "pedestrians")],
+    [
+        ({"render_mode": "human"}, "render_mode"),
+        ({"pedestrians": 3}, "pedestrians"),
+        ({"networks": ()}, "network_kinds is empty"),
+        ({"npcs": -1}, "npcs is -1, expected 0 to 1000"),
+    ],
 )
 def test_wrong_options_are_one_error(options, says):
     from avtd3.collect.gym_road import RoadEnv

@@ -12,8 +12,8 @@ from avtd3.store.audit.audit import audit
 from avtd3.store.exchange.exporting import export_episodes
 from avtd3.store.exchange.importing import import_episodes
 from avtd3.store.maintenance.compact import compact
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.maintenance.prune import PruneConfig, prune
-from avtd3.store.maintenance.relabel import relabel
 from avtd3.store.render.audit_view import audit_page, choose_episodes
 from avtd3.store.writer import WriterConfig
 

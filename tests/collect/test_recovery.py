@@ -144,7 +144,7 @@ def test_a_map_that_is_refused_costs_its_own_episodes_only(tmp_path, bad, worker
         Share(amount=Amount(episodes=14), held=frozenset(), held_steps=0, worker=n, workers=workers)
         for n in range(workers)
     ]
-    dataset = Dataset.create(tmp_path / "d", SPEC)
+    dataset, plan = Dataset.create(tmp_path / "d", SPEC), digest(config.plan_document())
     for share in shares:
         job = CollectJob(
             dataset=dataset.path,
@@ -152,8 +152,9 @@ def test_a_map_that_is_refused_costs_its_own_episodes_only(tmp_path, bad, worker
             share=share,
             policies=None,
             open_world=lambda *_: TwoMaps(bad),
+            plan_digest=plan,
         )
-        with lock_plan(dataset, digest(config.plan_document())):
+        with lock_plan(dataset, plan):
             tally = run_job(job, lambda: False, lambda _: None)
         wanted = [index for index in share.indices() if index % 12 in bad]
         assert [entry.index for entry in tally.skipped] == wanted

@@ -112,7 +112,13 @@ def test_a_plan_of_an_older_version_is_known_from_its_segments(tmp_path, run, co
     assert file.exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"digest": 1}', '{"digest": "a", "config": 3}'])
+DAMAGED = ["", "[]", "{", '{"digest": 1}', '{"digest": "a", "config": 3}']
+PLAN = {"digest": "a", "config": {}}
+DAMAGED += [json.dumps({**PLAN, "options": {n: "x"}}) for n in ("steps", "episodes", "seconds")]
+DAMAGED.append(json.dumps({**PLAN, "options": {"policies": 5}}))
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_a_damaged_file_of_a_plan_is_one_error(tmp_path, run, config, text):
     run("--config", config, "--episodes", 1)
     (file,) = (tmp_path / "data" / PLANS).glob("*.json")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from avtd3.collect import CollectConfig, RoadConfig, ScenarioConfig, collect
-from avtd3.collect.driving.takeover import TakeoverConfig
+from avtd3.collect.driving.expert import TakeoverConfig
 from avtd3.collect.driving.task import ObservationConfig, TaskConfig
 from avtd3.collect.sim.camera import CameraConfig
 from avtd3.learn.config import LearnConfig

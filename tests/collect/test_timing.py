@@ -107,6 +107,16 @@ def test_a_decision_is_several_steps_of_the_world(length, repeat):
     assert environment.labels() is None
 
 
+def test_what_does_not_depend_on_time_is_that_of_the_inner_environment():
+    class Shown(Counter):
+        name, scenario_count, legend = "shown", 3, (((1, 2, 3), "a car"),)
+
+    timed = TimedEnvironment(Shown(), 2, DelayConfig())
+    assert (timed.name, timed.scenario_count, timed.legend) == ("shown", 3, Shown.legend)
+    for name in sorted(vars(Environment).keys() - vars(TimedEnvironment).keys() - {"name"}):
+        assert name.startswith("_"), f"{name} is that of the base class"
+
+
 @hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(
     camera=st.tuples(st.integers(0, 3), st.integers(0, 3)),

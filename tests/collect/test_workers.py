@@ -27,6 +27,11 @@ CONFIG = CollectConfig(
 )
 
 
+def gather(path, config=CONFIG, **options):
+    """Collect in point worlds."""
+    return collect(path, config, open_world=point_world.open_point_world, **options)
+
+
 def actions(path):
     """Actions by episode; also checks that no episode is there twice and all files are whole."""
     found = {}
@@ -41,19 +46,8 @@ def actions(path):
 
 def test_two_workers_collect_the_bytes_of_one(tmp_path):
     seen: list[CollectProgress] = []
-    two = collect(
-        tmp_path / "two",
-        CONFIG,
-        episodes=7,
-        open_world=point_world.open_point_world,
-        on_progress=seen.append,
-    )
-    one = collect(
-        tmp_path / "one",
-        dataclasses.replace(CONFIG, workers=1),
-        episodes=7,
-        open_world=point_world.open_point_world,
-    )
+    two = gather(tmp_path / "two", episodes=7, on_progress=seen.append)
+    one = gather(tmp_path / "one", dataclasses.replace(CONFIG, workers=1), episodes=7)
     ours, theirs = actions(tmp_path / "two"), actions(tmp_path / "one")
     assert sorted(ours) == list(range(7))
     for index, rows in theirs.items():
@@ -70,11 +64,9 @@ def test_two_workers_collect_the_bytes_of_one(tmp_path):
 
 def test_a_stop_reaches_all_workers_and_publishes_what_they_drive(tmp_path):
     seen: list[CollectProgress] = []
-    report = collect(
+    report = gather(
         tmp_path / "d",
-        CONFIG,
         episodes=10**6,
-        open_world=point_world.open_point_world,
         on_progress=seen.append,
         should_stop=lambda: bool(seen) and seen[-1].tally.episodes > 4,
     )
@@ -97,13 +89,7 @@ def test_a_worker_that_dies_is_named_and_the_dataset_stays_sound(tmp_path, facto
         collect(tmp_path / "d", CONFIG, episodes=8, open_world=factory)
     held = actions(tmp_path / "d")
     assert len(held) <= 2
-    collect(
-        tmp_path / "d",
-        CONFIG,
-        episodes=8,
-        resume=True,
-        open_world=point_world.open_point_world,
-    )
+    gather(tmp_path / "d", episodes=8, resume=True)
     assert sorted(actions(tmp_path / "d")) == list(range(8))
 
 
@@ -156,13 +142,7 @@ def test_after_a_kill_a_resume_finds_whole_episodes_and_waits_for_the_workers(tm
     with start_collecting(tmp_path) as parent:
         os.kill(parent.pid, signal.SIGKILL)
         count = 400
-        report = collect(
-            tmp_path / "d",
-            CONFIG,
-            episodes=count,
-            resume=True,
-            open_world=point_world.open_point_world,
-        )
+        report = gather(tmp_path / "d", episodes=count, resume=True)
     assert report.missing == ""
     assert len(actions(tmp_path / "d")) >= count  # none is there twice
     assert "collector_stop" not in end_reasons(tmp_path / "d")
@@ -186,15 +166,8 @@ def test_a_second_collection_of_a_plan_says_who_has_it(tmp_path):
     with start_collecting(tmp_path) as parent:
         for resume in (True, False):
             with pytest.raises(InUseError, match=rf"is in use by process {parent.pid} on"):
-                collect(
-                    tmp_path / "d",
-                    CONFIG,
-                    episodes=3,
-                    resume=resume,
-                    open_world=point_world.open_point_world,
-                )
-        other = dataclasses.replace(CONFIG, seed=5, workers=1)
-        collect(tmp_path / "d", other, episodes=1, open_world=point_world.open_point_world)
+                gather(tmp_path / "d", episodes=3, resume=resume)
+        gather(tmp_path / "d", dataclasses.replace(CONFIG, seed=5, workers=1), episodes=1)
         parent.kill()
 
 
@@ -209,9 +182,7 @@ def test_one_bad_environment_among_workers_costs_only_its_own_episodes(tmp_path)
         assert set(actions(path)) >= {0, 1, 2, 3}
         assert report.tally.episodes == len(actions(path))
         assert report.missing == f"{8 - report.tally.episodes} episodes"
-        again = collect(
-            path, CONFIG, episodes=8, resume=True, open_world=point_world.open_point_world
-        )
+        again = gather(path, episodes=8, resume=True)
         assert (again.failure, sorted(actions(path))) == ("", list(range(8)))
 
 

@@ -248,6 +248,14 @@ def test_an_invalid_file_is_named(sections, tmp_path, text, message):
         load.load_section("outer", str(file))
 
 
+def test_only_a_file_of_wrong_bytes_is_said_not_to_be_text(sections, tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(ConfigError, match="cannot be read as UTF-8 text"):
+        load.load_section("outer", str(tmp_path / "c.yaml"))
+    with pytest.raises(ConfigError, match=r"cannot be read: .* is not a regular file"):
+        load.load_section("outer", str(tmp_path))
+
+
 def test_a_missing_file_lists_the_presets(sections):
     with pytest.raises(ConfigError, match="no such file; give a YAML file or a preset"):
         load.load_section("outer", "nowhere.yaml")

@@ -12,8 +12,8 @@ from avtd3.store.format.manifest import read_manifest
 from avtd3.store.maintenance import compact as compact_module
 from avtd3.store.maintenance import removal as removal_module
 from avtd3.store.maintenance.compact import compact
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.maintenance.prune import PruneConfig, prune
-from avtd3.store.maintenance.relabel import relabel
 from avtd3.store.replaced import REPLACES
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler

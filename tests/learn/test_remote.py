@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,7 @@ from avtd3.learn.trainer import train
 from avtd3.store import ConfigError, Dataset, DatasetError, InUseError, ReplayConfig
 from avtd3.store.remote import background
 from avtd3.store.remote.client import open_place
+from avtd3.store.remote.commit import read_if_any
 from avtd3.store.remote.transfer import transfer
 from avtd3.tests.store.remote.servers import KEYS
 
@@ -201,6 +206,39 @@ def test_a_learner_ends_when_another_run_publishes_newer_policies(data, bucket, 
             CONFIG, datasets=data, run=tmp_path / "run", policies=policies,
             callbacks=[Intruder()],
         )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_status_shows_that_two_learners_publish_in_one_place(data, bucket, tmp_path, avtd3):
+    policies = f"{bucket}/policies"
+    place = open_place(policies)
+    sets = {"learning_starts": 10, "network.hidden": "[8,8]", "network.features": 8}
+    sets |= {"replay.batch_size": 4, "checkpoint_every": 100, "publish_every": 100}
+
+    def words(run, updates):
+        pairs = (f"learn.{name}={value}" for name, value in (sets | {"updates": updates}).items())
+        options = [word for pair in pairs for word in ("--set", pair)]
+        return ["learn", data, "--run", tmp_path / run, "--policies", policies, *options]
+
+    command = [sys.executable, "-m", "avtd3.cli", *map(str, words("one", 10**9))]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        while read_if_any(place, "LATEST.json") is None:
+            assert first.poll() is None
+            time.sleep(0.05)
+        code, _, errors = avtd3(*words("two", 200))
+        if loses := code == 2:  # which of them sees the other one first is a race
+            first.send_signal(signal.SIGINT)
+        errors += first.communicate(timeout=240.0)[1]
+    finally:
+        first.kill()
+    says = f"{policies} is in use by another learner"
+    assert (code, first.returncode, says in errors) == ((2, 0) if loses else (0, 2)) + (True,)
+    _, out, _ = avtd3("status", policies, "--json")
+    alerts = {each["name"]: str(each["alerts"]) for each in json.loads(out)["processes"]}
+    assert says in alerts["two" if loses else "one"]
+    assert alerts["one" if loses else "two"] == "[]"
+    assert says in " ".join(avtd3("status", policies, "--once")[1].split())
 
 
 @pytest.mark.slow

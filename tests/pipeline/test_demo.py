@@ -97,3 +97,11 @@ def test_the_quick_demo_drives_in_the_built_in_simulator_where_it_can():
     assert DemoSettings.load(None, ()).demo.note == "", "the real demo says nothing of the kind"
     with pytest.raises(ConfigError, match="--config mine"):
         load_quick("mine", ())
+
+
+@pytest.mark.parametrize(
+    "setting", ["gate=none", "film_episode=-1", "steps=0", "more_steps=0", "steps=1.5"]
+)
+def test_a_wrong_setting_ends_the_demo_before_it_begins(setting):
+    with pytest.raises(ConfigError, match=rf"demo\.{setting.partition('=')[0]} "):
+        DemoSettings.load(None, [f"demo.{setting}"])

@@ -36,7 +36,6 @@ SINGLE_IMPORTERS = {
     "collect.carla.session": PROCESS,
     "collect.carla.traffic": TOPIC,
     "collect.gym_env": OPTIONAL,
-    "collect.maps.drawing": TOPIC,
     "collect.maps.road_files": WORK,
     "collect.rerender": WORK,
     "collect.sim.traffic": TOPIC,

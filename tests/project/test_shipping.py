@@ -49,7 +49,8 @@ def test_the_extras_are_described():
 def test_every_extra_that_an_error_names_exists():
     named = set()
     for module in modules().values():
-        named |= set(re.findall(r"install_command\([\"'](\w+)", module.text))
+        calls = r"(?:install_command\(|import_extra\([^,]+, )[\"'](\w+)"
+        named |= set(re.findall(calls, module.text))
     assert named >= {"carla", "exchange", "gym", "onnx", "video"}
     assert named <= EXTRAS
 

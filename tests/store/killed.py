@@ -13,9 +13,8 @@ from pathlib import Path
 
 from avtd3.store.dataset import Dataset
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.derive import upgrade
+from avtd3.store.maintenance.derive import relabel, upgrade
 from avtd3.store.maintenance.prune import PruneConfig, prune
-from avtd3.store.maintenance.relabel import relabel
 from avtd3.tests.store.maintenance.datasets import SPEC, files, fill, identity
 from avtd3.tests.store.segments import make_spec
 

@@ -18,7 +18,7 @@ from avtd3.store.errors import (
 from avtd3.store.filters import EpisodeFilter
 from avtd3.store.format.manifest import Limits
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.segment import Segment
 from avtd3.store.step import FrameStack
 from avtd3.store.writer import SegmentWriter

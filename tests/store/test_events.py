@@ -15,7 +15,7 @@ from avtd3.store.errors import SegmentCorruptError, SpecError
 from avtd3.store.events import Event, EventTable, check_events, most_events
 from avtd3.store.format.codec import seal
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.replaced import episode_digests
 from avtd3.store.writer import SegmentWriter, WriterConfig
 from avtd3.tests.golden.make_events import EVENTS as GOLDEN_EVENTS

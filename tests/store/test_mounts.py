@@ -25,9 +25,9 @@ from avtd3.store.errors import (
     advice,
 )
 from avtd3.store.maintenance.compact import compact
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.maintenance.pins import pin
 from avtd3.store.maintenance.prune import PruneConfig, prune
-from avtd3.store.maintenance.relabel import relabel
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.tests.store.disk import CrashError, failing

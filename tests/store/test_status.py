@@ -24,6 +24,7 @@ from avtd3.store.status import (
     Heartbeat,
     LearnerWatch,
     Observer,
+    Seen,
     collector_of,
 )
 
@@ -341,3 +342,11 @@ def test_hostile_text_is_escaped_on_the_page(place):
     assert "\x1b" not in page
     assert "<b>" not in page
     page.encode("utf-8")
+
+
+def test_the_page_and_the_summary_show_the_same_rate():
+    beats = {"fast": 0.0, "slow": LATE_S + 1.0}
+    seen = [Seen(beat_of(name, rate=15.0), "data", age_s) for name, age_s in beats.items()]
+    report = StatusReport(["data"], seen, ())
+    assert "30 steps/s" in report.summary
+    assert "<dd>30/s</dd>" in report.page()

@@ -12,7 +12,7 @@ from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SpecError
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.replaced import episode_digests
 from avtd3.store.step_labels import LABELS, StepLabels, label_columns, read_labels
 from avtd3.store.writer import SegmentWriter

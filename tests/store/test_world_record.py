@@ -14,12 +14,18 @@ from hypothesis.extra import numpy as arrays
 from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SpecError
-from avtd3.store.files import sha256
+from avtd3.store.files import canonical_json, sha256
 from avtd3.store.format.manifest import Limits
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import relabel
+from avtd3.store.maintenance.derive import relabel
 from avtd3.store.replaced import episode_digests
-from avtd3.store.world_record import WorldRecord, map_path, read_map, record_columns
+from avtd3.store.world_record import (
+    MAX_SETUP_BYTES,
+    WorldRecord,
+    map_path,
+    read_map,
+    record_columns,
+)
 from avtd3.store.writer import SegmentWriter
 from avtd3.tests.store.maintenance.datasets import SPEC, fill, identity
 from avtd3.tests.store.segments import feed, make_episode, make_record
@@ -98,6 +104,8 @@ def test_a_record_is_cut_to_its_episode(tmp_path):
         ({"actors": np.zeros((5, 2, 3))}, "expected float64"),
         ({"actors": np.zeros((5, 1, 3), np.int64)}, "expected float64"),
         ({"setup": {"actors": [1, 2], "x": np.nan}}, "not JSON"),
+        ({"setup": {}}, "actors None, expected a list"),
+        ({"setup": {"actors": 2}}, "actors 2, expected a list"),
         ({"setup": {"actors": [1, 2], "x": "y" * 300_000}}, "bytes"),
     ],
 )
@@ -105,6 +113,14 @@ def test_a_record_that_cannot_be_stored_is_refused(tmp_path, changes, message):
     record = dataclasses.replace(make_record(4), **changes)
     with pytest.raises(SpecError, match=message):
         written(tmp_path / "data", [record], [4])
+
+
+def test_a_record_as_large_as_allowed_is_read(tmp_path):
+    record = make_record(4)
+    rest = MAX_SETUP_BYTES - len(canonical_json({**record.setup, "x": ""}))
+    record = dataclasses.replace(record, setup={**record.setup, "x": "y" * rest})
+    (episode,) = written(tmp_path / "data", [record], [4]).episodes()
+    assert equal(episode.world_record, record)
 
 
 def test_a_segment_without_records_has_no_new_arrays(tmp_path):

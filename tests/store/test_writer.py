@@ -14,11 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from avtd3.store import writer as writer_module
 from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.episode_table import stored_attributes
 from avtd3.store.errors import ConfigError, SegmentCorruptError, SpecError, StorageError
 from avtd3.store.format.codec import FrameCodec
+from avtd3.store.seal import FrameBuffer, StepColumns
 from avtd3.store.spec import EpisodeSpec
 from avtd3.store.step import Observation, Step
 from avtd3.store.writer import SegmentWriter, WriterConfig
@@ -298,6 +300,8 @@ def test_a_reward_near_the_sum_of_its_terms_is_taken_as_the_sum(dataset):
         {"town": None},
         {"driver": "x" * 513},
         {"exploration_noise": float("nan")},
+        {"exploration_noise": 1e39},
+        {"exploration_noise": 10**400},
         {"scenario": 1.5},
         {"lap": float("nan")},
         {"lap": [1]},
@@ -386,6 +390,66 @@ def test_an_interrupt_inside_a_step_costs_only_that_step(dataset, monkeypatch):
     feed(writer, make_episode(dataset.spec, 3, 7))
     writer.close()
     assert_holds(dataset, [cut(episode, 2), make_episode(dataset.spec, 3, 7)])
+
+
+@pytest.mark.parametrize("place", [(StepColumns, "drop"), (FrameBuffer, "drop")])
+@pytest.mark.parametrize("is_running", [False, True])
+def test_an_interrupt_after_publishing_publishes_nothing_twice(
+    dataset, monkeypatch, place, is_running
+):
+    first, second, third = (make_episode(dataset.spec, 3, seed) for seed in range(3))
+    writer = make_writer(dataset)
+    feed(writer, first)
+    if is_running:
+        begin(writer, second)
+        step(writer, second, 0)
+
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.flush()
+    feed(writer, third)
+    writer.close()
+    assert_holds(dataset, [first, third])
+
+
+def test_a_segment_has_no_more_steps_than_its_readers_allow(dataset, monkeypatch):
+    monkeypatch.setattr(writer_module, "MAX_STEPS", 6)
+    episodes = [make_episode(dataset.spec, 4, seed) for seed in range(2)]
+    with make_writer(dataset, segment_steps=6) as writer:
+        for episode in episodes:
+            feed(writer, episode)
+    assert [segment.steps for segment in dataset.snapshot().segments] == [4, 4]
+    assert_holds(dataset, episodes)
+    with (
+        make_writer(dataset, segment_steps=6) as writer,
+        pytest.raises(SpecError, match="6 steps, the most"),
+    ):
+        feed(writer, make_episode(dataset.spec, 7))
+
+
+@pytest.mark.parametrize("chunk_frames", [4, 64])
+def test_few_large_frames_in_a_chunk_are_read(tmp_path, chunk_frames):
+    spec = make_spec(height=1100, width=1100)
+    episode = make_episode(spec, 1)
+    codec = FrameCodec(chunk_frames=chunk_frames)
+    dataset = write_dataset(tmp_path / "d", spec, [episode], codec=codec)
+    assert_holds(dataset, [episode])
+
+
+def test_a_text_may_differ_in_each_of_many_episodes(tmp_path):
+    spec = make_spec(image=False, vector=1, terms=0)
+    dataset = Dataset.create(tmp_path / "d", spec)
+    writer = make_writer(dataset, segment_steps=10_000)
+    at, action = Observation(vector=np.zeros(1, np.float32)), np.zeros(2, np.float32)
+    for number in range(2_200):
+        writer.begin(at, note=f"{number:0512}")
+        writer.step(action, 1.0, at, terminated=True)
+    writer.close()
+    assert dataset.episode_table().texts("note")[-1] == f"{2_199:0512}"
 
 
 def count_operations(dataset):

@@ -61,7 +61,7 @@ def test_the_servers_car_and_camera_are_those_of_the_built_in_simulator():
         client = real.connect(server)
         there = real.synchronous(
             client.generate_opendrive_world(
-                world._map.network.map.to_opendrive(), carla.OpendriveGenerationParameters()
+                world._current().network.map.to_opendrive(), carla.OpendriveGenerationParameters()
             )
         )
         place = carla.Transform(

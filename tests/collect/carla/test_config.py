@@ -16,6 +16,7 @@ from avtd3.store.errors import ConfigError
     ("field", "value", "message"),
     [
         ("host", "", "carla.host is empty"),
+        ("host", "a..b", "carla.host is 'a..b', expected a name"),
         ("ports", (), "carla.ports is"),
         ("ports", (2000, 2000), "one or more distinct ports"),
         ("ports", (0,), "carla.ports is 0"),

@@ -28,6 +28,8 @@ routes:
     length_m: 50
   - id: 7
     town: AvTown09
+  - {id: 8, town: straight, xodr: straight.xodr}
+  - {id: 9, town: straight, xodr: far/straight.xodr}
 """
 XML = """<routes><route id="8" town="straight"><waypoints>
 <position x="20" y="1.75" z="0"/><position x="70" y="1.75" z="0"/>
@@ -43,6 +45,8 @@ def world():
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "straight.xodr").write_text(straight_document())
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "straight.xodr").write_text(straight_document(400.0))
     (tmp_path / "routes.yaml").write_text(YAML)
     (tmp_path / "routes.xml").write_text(XML)
     return tmp_path
@@ -57,7 +61,9 @@ def environment(world, path):
     ("name", "index", "number", "town"),
     [
         ("routes.yaml", 0, 5, "straight"),
-        ("routes.yaml", 4, 6, "loop-000004"),
+        ("routes.yaml", 1, 6, "loop-000004"),
+        ("routes.yaml", 3, 8, "straight"),
+        ("routes.yaml", 4, 9, "straight"),
         ("routes.xml", 0, 8, "straight"),
     ],
 )

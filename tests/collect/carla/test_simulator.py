@@ -13,6 +13,7 @@ import pytest
 from avtd3.collect.carla.config import CarlaConfig
 from avtd3.collect.carla.world import Simulator
 from avtd3.store.errors import WorldError, WorldLost
+from avtd3.tests.collect.carla.worlds import ignored
 
 LISTENER = """
 import signal, socket, subprocess, sys, time
@@ -97,6 +98,13 @@ def test_it_starts_a_server_once_and_stops_it_with_its_children(run, command, po
     assert simulator.pid is None
 
 
+def test_signals_that_ask_a_collector_to_stop_do_not_end_its_server(run, command):
+    simulator = run(command)
+    simulator.ensure()
+    for pid in (simulator.pid, simulator._guardian.pid):
+        assert ignored(pid) >= {signal.SIGHUP, signal.SIGUSR1}
+
+
 def test_a_server_that_died_is_restarted_and_its_children_are_stopped(run, command):
     simulator = run(command + " child")
     simulator.ensure()
@@ -168,9 +176,16 @@ def test_another_server_on_the_port_is_left_alone(run, command, port):
         socket.create_connection(("127.0.0.1", port)).close()
 
 
-@pytest.mark.parametrize("command", ["no/such/CarlaUE4.sh -RenderOffScreen", ""])
-def test_a_command_that_does_not_exist_is_one_clear_error(command, port):
-    with pytest.raises(WorldError, match="is not a program that can be run"):
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ("no/such/CarlaUE4.sh -RenderOffScreen", "is not a program that can be run"),
+        ("", "is not a program that can be run"),
+        ("CarlaUE4.sh '-RenderOffScreen", "cannot be read: No closing quotation"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_one_clear_error(command, problem, port):
+    with pytest.raises(WorldError, match=problem):
         Simulator(configured(command), port)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from avtd3.tests.collect.carla.worlds import (
     LOOP,
     STRAIGHT_ON,
     drive,
+    ignored,
     kinds,
     other_car,
     world_on,
@@ -180,6 +182,8 @@ def test_missing_maps_and_weathers_are_named_and_the_world_continues(server, wor
     with pytest.raises(ConfigError, match="weather is 'hail'"):
         world.reset(dataclasses.replace(LOOP, weather="hail"), 2)
     pid = world.client.pid
+    # The parent decides, whatever reaches all processes of a terminal or a job.
+    assert ignored(pid) >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
     world.reset(LOOP, 2)
     assert world.client.pid == pid
 

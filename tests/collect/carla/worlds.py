@@ -1,9 +1,12 @@
 """CARLA worlds on the test server, with small scenarios."""
 
 import contextlib
+import re
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +66,13 @@ def kinds(server):
     """Return the types of the actors on a server, without the spectator."""
     actors = server.record()["actors"]
     return sorted(actor["type"] for actor in actors if actor["type"] != "spectator")
+
+
+def ignored(pid):
+    """Return the signals that a process ignores."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = re.findall(r"^SigIgn:\s*(\w+)", status, re.MULTILINE)
+    return {number for number in signal.Signals if int(mask, 16) >> (number - 1) & 1}
 
 
 def until(condition):

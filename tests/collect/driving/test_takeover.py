@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from avtd3.collect.driving.takeover import TakeoverConfig, TakeoverDriver
+from avtd3.collect.driving.expert import TakeoverConfig, TakeoverDriver
 from avtd3.store.errors import ConfigError
 from avtd3.store.step import Observation
 

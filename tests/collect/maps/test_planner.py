@@ -63,8 +63,7 @@ def test_routes_follow_linked_lanes_smoothly_for_the_wanted_length(kind, seed, l
     assert step.max() < 1.1
     assert np.abs(np.diff(route.yaw_rad)).max() < 0.25
     first = found.lanes[planned.lanes[0]]
-    start = [np.interp(planned.start_distance_m, first.distance_m, c) for c in first.points.T]
-    np.testing.assert_allclose(route.points[0], start, atol=1e-9)
+    assert np.hypot(*(first.points - route.points[0]).T).min() < 0.51
 
 
 @settings(max_examples=20, deadline=None)
@@ -171,7 +170,6 @@ def test_a_short_network_gives_its_longest_way():
     planned = plan_route(straight_roads(0.0, 40.0, lanes=ONE), np.random.default_rng(1), 500.0)
     assert planned.lanes == (0, 1)
     assert planned.route.length_m == pytest.approx(80.0, abs=0.1)
-    assert planned.start_distance_m == 0.0
 
 
 def test_starts_from_which_the_length_can_be_driven_are_preferred():

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from avtd3.collect.maps import road_files
-from avtd3.collect.maps.drawing import RoadPicture
 from avtd3.collect.maps.generate import generate_network
 from avtd3.collect.maps.network import RoadNetwork
-from avtd3.collect.maps.road_files import check_road, import_osm, random_routes
+from avtd3.collect.maps.road_files import RoadPicture, check_road, import_osm, random_routes
+from avtd3.tests.collect.maps.road_networks import straight_document
 
 SVG = "{http://www.w3.org/2000/svg}"
 OSM = """<?xml version="1.0" encoding="UTF-8"?>
@@ -143,6 +143,11 @@ def test_show_writes_the_picture_that_its_name_says(road, tmp_path):
     code, _, error = road("show", path, tmp_path / "a.gif")
     assert code == 2
     assert ".svg or .png" in error
+
+
+def test_a_network_that_cannot_be_painted_cannot_be_driven(tmp_path):
+    (tmp_path / "wide.xodr").write_text(straight_document().replace('a="3.5"', 'a="60"'))
+    assert "60 m wide" in check_road(tmp_path / "wide.xodr").problem
 
 
 def test_an_openstreetmap_extract_becomes_roads(road, tmp_path):

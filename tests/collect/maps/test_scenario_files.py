@@ -153,6 +153,9 @@ def test_weather_parameters_become_the_nearest_named_weather(folder, look, name)
         (("maps/straight", "maps/none"), "none.xodr does not exist"),
         (("time_limit_s: 30", "time_limit_s: soon"), "time_limit_s is 'soon', expected a number"),
         (("time_limit_s: 30", "time_limit_s: -1"), "time_limit_s is -1"),
+        (("time_limit_s: 30", f"time_limit_s: {10**400}"), "time_limit_s is a whole number of 13"),
+        (("network: {kind: loop, number: 4}", "network:"), "network is None, expected keys"),
+        (("[20, 1.75]", f"[{10**400}, 1.75]"), "waypoint 1 is .*, expected"),
         (("routes:", "routes: 5\nroute:"), "unknown key 'route'; did you mean routes"),
     ],
 )
@@ -292,6 +295,18 @@ def test_a_plan_is_named_by_its_routes_and_not_by_where_they_lie(folder, tmp_pat
         for key, value in dataclasses.asdict(SCENARIOS[0]).items()
         if key not in ("time_per_m_s", "waypoints", "network", "xodr", "remarks")
     }
+
+
+def test_a_file_that_changes_while_it_is_collected_does_not_rename_the_plan(folder, tmp_path):
+    def edit_and_open(config, worker):
+        write(folder, YAML.replace("npcs: 3", "npcs: 4"))
+        return open_point_world(config, worker)
+
+    given = ScenarioConfig(file=str(write(folder, YAML)))
+    config = CollectConfig(scenario=given, min_free_mb=0)
+    report = collect(tmp_path / "d", config, episodes=1, open_world=edit_and_open)
+    (segment,) = Dataset.open(tmp_path / "d").snapshot().segments
+    assert segment.provenance["plan_digest"] == report.plan_digest
 
 
 def test_plans_of_numbered_scenarios_keep_the_name_that_they_had_before_there_were_files():

@@ -37,7 +37,6 @@ def test_a_route_on_one_lane_runs_from_the_first_waypoint_to_the_last():
     assert route.points[-1] == pytest.approx([150.0, 1.75], abs=0.02)
     assert route.length_m == pytest.approx(130.0, abs=0.05)
     assert len(planned.lanes) == 1
-    assert planned.start_distance_m == pytest.approx(20.0, abs=0.02)
 
 
 def test_the_lane_of_a_waypoint_gives_the_direction():

@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 
 import pytest
 import yaml
 
-from avtd3.cli import main
 from avtd3.collect.maps import scenarios
 from avtd3.configs.commands.config import reference_page
 from avtd3.configs.commands.options import SCENARIOS, describe_presets
@@ -18,16 +18,9 @@ from avtd3.tests.project.source import ROOT
 
 
 @pytest.fixture
-def run(capsys):
+def run(avtd3):
     """Run a command; returns its exit code, standard output and standard error."""
-
-    def call(*words):
-        with pytest.raises(SystemExit) as stop:
-            main(["config", *words])
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return call
+    return functools.partial(avtd3, "config")
 
 
 def test_the_schema_is_one_json_document(run):

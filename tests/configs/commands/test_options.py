@@ -19,7 +19,7 @@ from avtd3.configs.commands.options import (
 )
 from avtd3.configs.load import load_section
 from avtd3.store.errors import ConfigError
-from avtd3.store.maintenance.relabel import Factor
+from avtd3.store.maintenance.derive import Factor
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from avtd3.cli import main
 from avtd3.configs.commands.options import parse_share
 from avtd3.configs.commands.replay_inspect import Comparison, check_options
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import ConfigError
 from avtd3.tests.store.audit.test_audit import SPEC, write
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(["replay-inspect", *map(str, arguments)])
-    return stop.value.code, capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -56,14 +49,14 @@ def test_options_of_two_reports_or_without_effect_are_rejected(given, message):
         check_options(given)
 
 
-def test_an_option_without_effect_exits_with_2(tmp_path, capsys):
-    write(tmp_path / "data")
-    code, out = run(capsys, tmp_path / "data", "--estimate", "--set", "collect.seed=1")
+def test_an_option_without_effect_exits_with_2(tmp_path, avtd3):
+    data = write(tmp_path / "data").path
+    code, _, err = avtd3("replay-inspect", data, "--estimate", "--set", "collect.seed=1")
     assert code == 2
-    assert "have no effect when --estimate measures a dataset" in out.err
-    code, out = run(capsys, tmp_path / "data", "--episode", "", "--strict")
+    assert "have no effect when --estimate measures a dataset" in err
+    code, _, err = avtd3("replay-inspect", data, "--episode", "", "--strict")
     assert code == 2
-    assert "--strict has no effect with --episode" in out.err
+    assert "--strict has no effect with --episode" in err
 
 
 @pytest.mark.parametrize(("text", "share"), [("5%", 0.05), ("0.05", 0.05), ("100%", 1.0)])
@@ -91,44 +84,43 @@ def test_invalid_comparisons_are_rejected(arguments, says):
         )
 
 
-def test_drift_between_two_datasets(tmp_path, capsys):
+def test_drift_between_two_datasets(tmp_path, avtd3):
     write(tmp_path / "one", collector="one")
     write(tmp_path / "two", collector="two", seed=1)
-    code, out = run(capsys, tmp_path / "one", "--against", tmp_path / "two")
+    code, out, _ = avtd3("replay-inspect", tmp_path / "one", "--against", tmp_path / "two")
     assert code == 0
-    assert f"drift from {tmp_path / 'one'} to {tmp_path / 'two'}" in out.out
+    assert f"drift from {tmp_path / 'one'} to {tmp_path / 'two'}" in out
 
 
-def test_drift_between_two_windows_as_json(tmp_path, capsys):
+def test_drift_between_two_windows_as_json(tmp_path, avtd3):
     write(tmp_path / "data")
-    code, out = run(
-        capsys, tmp_path / "data", "--window", "scenario=0", "--window", "scenario=1", "--json"
-    )
+    windows = ("--window", "scenario=0", "--window", "scenario=1")
+    code, out, _ = avtd3("replay-inspect", tmp_path / "data", *windows, "--json")
     assert code == 0
-    document = json.loads(out.out)
+    document = json.loads(out)
     assert {drift["name"] for drift in document["drift"]} >= {"action steer", "episode length"}
     assert [window["returns"]["count"] for window in document["windows"]] == [2, 1]
 
 
-def test_a_dry_run_lists_damaged_segments_and_moves_nothing(tmp_path, capsys):
+def test_a_dry_run_lists_damaged_segments_and_moves_nothing(tmp_path, avtd3):
     dataset = write(tmp_path / "data", segments=2)
     bad = dataset.segment_ids()[0]
     (dataset.segments_path / bad / "reward/c/0").unlink()
-    code, out = run(capsys, dataset.path, "--quarantine", "--dry-run")
+    code, out, _ = avtd3("replay-inspect", dataset.path, "--quarantine", "--dry-run")
     assert code == 1
-    assert f"would move to quarantine: {bad}" in out.out
+    assert f"would move to quarantine: {bad}" in out
     assert bad in {path.name for path in dataset.segments_path.iterdir()}
-    code, out = run(capsys, dataset.path, "--quarantine")
-    assert f"\nmoved to quarantine: {bad}" in out.out
-    assert run(capsys, dataset.path)[0] == 0
-    assert run(capsys, dataset.path, "--dry-run")[0] == 2
+    code, out, _ = avtd3("replay-inspect", dataset.path, "--quarantine")
+    assert f"\nmoved to quarantine: {bad}" in out
+    assert avtd3("replay-inspect", dataset.path)[0] == 0
+    assert avtd3("replay-inspect", dataset.path, "--dry-run")[0] == 2
 
 
-def test_an_estimate_adds_up_to_the_files(tmp_path, capsys):
+def test_an_estimate_adds_up_to_the_files(tmp_path, avtd3):
     dataset = write(tmp_path / "data", segments=2)
-    code, out = run(capsys, dataset.path, "--estimate", "--json")
+    code, out, _ = avtd3("replay-inspect", dataset.path, "--estimate", "--json")
     assert code == 0
-    document = json.loads(out.out)
+    document = json.loads(out)
     files = [file for file in dataset.segments_path.rglob("*") if file.is_file()]
     sizes = sum(file.stat().st_size for file in files)
     assert document["bytes_per_step"] * document["steps"] == pytest.approx(sizes)
@@ -136,16 +128,16 @@ def test_an_estimate_adds_up_to_the_files(tmp_path, capsys):
     assert document["hours_per_terabyte"] == pytest.approx(hours)
 
 
-def test_an_estimate_of_an_empty_dataset_is_rejected(tmp_path, capsys):
+def test_an_estimate_of_an_empty_dataset_is_rejected(tmp_path, avtd3):
     Dataset.create(tmp_path / "data", SPEC)
-    code, out = run(capsys, tmp_path / "data", "--estimate")
+    code, _, err = avtd3("replay-inspect", tmp_path / "data", "--estimate")
     assert code == 2
-    assert "has no steps" in out.err
-    assert run(capsys)[0] == 2
+    assert "has no steps" in err
+    assert avtd3("replay-inspect")[0] == 2
 
 
 @pytest.mark.slow
-def test_an_estimate_of_a_configuration_drives_and_leaves_nothing(capsys):
-    code, out = run(capsys, "--estimate", "--set", "collect.driver=random")
+def test_an_estimate_of_a_configuration_drives_and_leaves_nothing(avtd3):
+    code, out, _ = avtd3("replay-inspect", "--estimate", "--set", "collect.driver=random")
     assert code == 0
-    assert "hours per terabyte" in out.out
+    assert "hours per terabyte" in out

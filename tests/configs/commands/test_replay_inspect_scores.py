@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 
-from avtd3.cli import main
 from avtd3.collect.collector import CollectConfig, collect
 from avtd3.collect.leaderboard import TABLES, score_datasets
 from avtd3.collect.maps.scenarios import ScenarioConfig
@@ -26,15 +25,9 @@ def driven(tmp_path_factory):
     return path
 
 
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        main(["replay-inspect", *map(str, arguments)])
-    return stop.value.code, capsys.readouterr()
-
-
-def test_json_has_the_scores_of_every_episode(driven, capsys):
-    _, out = run(capsys, driven, "--scores", "--json")
-    scores = json.loads(out.out)["scores"]
+def test_json_has_the_scores_of_every_episode(driven, avtd3):
+    _, out, _ = avtd3("replay-inspect", driven, "--scores", "--json")
+    scores = json.loads(out)["scores"]
     assert (scores["penalties"], scores["unscored"]) == ("leaderboard-2.1", [])
     assert len(scores["rows"]) == scores["all"]["episodes"] == 8
     assert scores["by_driver"].keys() == {"expert", "random"}
@@ -47,35 +40,34 @@ def test_json_has_the_scores_of_every_episode(driven, capsys):
     assert {"segment", "episode", "scenario", "town", "end_reason"} <= row.keys()
 
 
-def test_penalties_are_a_setting(driven, capsys):
-    _, out = run(
-        capsys, driven, "--scores", "--json", "--set", "evaluate.penalties=leaderboard-2.0"
-    )
-    assert json.loads(out.out)["scores"]["penalties"] == "leaderboard-2.0"
-    code, out = run(capsys, driven, "--scores", "--set", "evaluate.penalties=mine")
+def test_penalties_are_a_setting(driven, avtd3):
+    penalties = "evaluate.penalties=leaderboard-2.0"
+    _, out, _ = avtd3("replay-inspect", driven, "--scores", "--json", "--set", penalties)
+    assert json.loads(out)["scores"]["penalties"] == "leaderboard-2.0"
+    code, _, err = avtd3("replay-inspect", driven, "--scores", "--set", "evaluate.penalties=mine")
     assert code == 2
-    assert "expected one of: leaderboard-1.0, leaderboard-2.0" in out.err
+    assert "expected one of: leaderboard-1.0, leaderboard-2.0" in err
 
 
-def test_the_text_reports_scores_by_driver(driven, capsys):
-    _, out = run(capsys, driven, "--scores")
-    assert "scores  CARLA leaderboard-2.1, 8 episodes" in out.out
-    assert "not observed: stop_infraction" in out.out
-    lines = [line.split() for line in out.out.splitlines()]
+def test_the_text_reports_scores_by_driver(driven, avtd3):
+    _, out, _ = avtd3("replay-inspect", driven, "--scores")
+    assert "scores  CARLA leaderboard-2.1, 8 episodes" in out
+    assert "not observed: stop_infraction" in out
+    lines = [line.split() for line in out.splitlines()]
     assert [line[2] for line in lines if line[:1] == ["expert"] and len(line) > 5] == ["100.0"]
 
 
-def test_without_the_option_there_are_no_scores(driven, capsys):
-    _, out = run(capsys, driven, "--json")
-    assert json.loads(out.out)["scores"] is None
+def test_without_the_option_there_are_no_scores(driven, avtd3):
+    _, out, _ = avtd3("replay-inspect", driven, "--json")
+    assert json.loads(out)["scores"] is None
 
 
-def test_the_page_has_a_section_on_scores(driven, capsys, tmp_path):
-    run(capsys, driven, "--scores", "--html", tmp_path / "a.html")
+def test_the_page_has_a_section_on_scores(driven, avtd3, tmp_path):
+    avtd3("replay-inspect", driven, "--scores", "--html", tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text()
     assert "Driving scores" in text
     assert "leaderboard-2.1" in text
-    run(capsys, driven, "--html", tmp_path / "b.html")
+    avtd3("replay-inspect", driven, "--html", tmp_path / "b.html")
     assert "Driving scores" not in (tmp_path / "b.html").read_text()
 
 
@@ -88,12 +80,12 @@ def test_there_is_no_empty_card_of_infractions(driven):
     assert "Infractions" not in page
 
 
-def test_episodes_without_events_are_listed(capsys, tmp_path):
+def test_episodes_without_events_are_listed(avtd3, tmp_path):
     dataset = write(tmp_path / "some")
     shutil.copytree(GOLDEN / "dataset-v1", tmp_path / "old")
-    _, out = run(capsys, tmp_path / "old", "--scores", "--html", tmp_path / "c.html")
-    assert "0 episodes" in out.out
-    assert "2 episodes (0, 1): no events are stored" in out.out
+    _, out, _ = avtd3("replay-inspect", tmp_path / "old", "--scores", "--html", tmp_path / "c.html")
+    assert "0 episodes" in out
+    assert "2 episodes (0, 1): no events are stored" in out
     assert "Episodes without a score" in (tmp_path / "c.html").read_text()
     report = score_datasets([dataset.path], TABLES["leaderboard-2.1"])
     assert [entry.episodes for entry in report.unscored] == [(0, 1, 2)]
@@ -116,10 +108,10 @@ def test_damaged_segments_are_named_and_the_others_scored(driven, tmp_path):
     assert "event_value" in report.summary()
 
 
-def test_scores_and_one_episode_exclude_each_other(driven, capsys):
-    code, out = run(capsys, driven, "--scores", "--episode", "worst")
+def test_scores_and_one_episode_exclude_each_other(driven, avtd3):
+    code, _, err = avtd3("replay-inspect", driven, "--scores", "--episode", "worst")
     assert code == 2
-    assert "give one of them" in out.err
+    assert "give one of them" in err
 
 
 def test_reading_stops_on_request(driven):

@@ -1,25 +1,22 @@
 """``avtd3 status``: what it answers, and its exit codes."""
 
+import functools
 import json
 import os
 import time
 
 import pytest
 
-from avtd3.cli import main
+from avtd3.learn.networks import Actor, NetworkConfig
+from avtd3.learn.policy_store import PolicyStore
 from avtd3.store.remote.client import LocalPlace, open_place
 from avtd3.store.status import Beat
+from avtd3.tests.collect.line_world import SPEC, Line
 
 
 @pytest.fixture
-def status(capsys):
-    def run(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(["status", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return ended.value.code or 0, printed.out, printed.err
-
-    return run
+def status(avtd3):
+    return functools.partial(avtd3, "status")
 
 
 def beat(place, name, role="collector", **fields):
@@ -119,7 +116,7 @@ def test_bad_use_exits_with_2(arguments, said, status):
     assert said in err
 
 
-def test_collect_and_learn_write_heartbeats(tmp_path, status, capsys):
+def test_collect_and_learn_write_heartbeats(tmp_path, status, avtd3):
     for command in (
         ["collect", "d", "--episodes", "1", "--set", "collect.scenario.route_length_m=30"],
         [
@@ -127,12 +124,38 @@ def test_collect_and_learn_write_heartbeats(tmp_path, status, capsys):
             *("--set", "learn.learning_starts=10", "--set", "learn.replay.batch_size=4"),
         ],
     ):
-        with pytest.raises(SystemExit) as ended:
-            main([str(tmp_path / a) if a in ("d", "run") else a for a in command])
-        assert not ended.value.code
-    capsys.readouterr()
+        code, _, err = avtd3(*(tmp_path / a if a in ("d", "run") else a for a in command))
+        assert code == 0, err
     _, out, _ = status(tmp_path / "d", "--json")
     collector, learner = json.loads(out)["processes"]
     assert (collector["state"], learner["state"]) == ("ended", "ended")
     assert learner["acknowledged"] == {collector["name"]: collector["steps"]}
     assert learner["updates"] == 2
+
+
+class TwoLearners(Line):
+    """A world during whose episodes two runs publish in turn."""
+
+    def reset(self, seed, index=0):
+        publish(["1a", "2b"][index % 2])
+        return super().reset(seed, index)
+
+
+def publish(run):
+    """Publish as a learner of another machine, whose locks are not seen."""
+    network = NetworkConfig(hidden=(8,), features=8)
+    PolicyStore("policies", run=run).publish(Actor(SPEC, network), SPEC, network, updates=0)
+
+
+def test_the_warning_of_a_collector_that_two_learners_publish_is_shown(
+    tmp_path, status, avtd3, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    publish("1a")
+    world = f"{TwoLearners.__module__}:TwoLearners"
+    words = ("--policies", "policies", "--driver", "policy", "--world", world, "--episodes", 6)
+    assert avtd3("collect", "data", *words, "--set", "collect.min_free_mb=0")[0] == 0
+    says = "two learners publish in policies in turn, runs"
+    (process,) = json.loads(status("data", "--json")[1])["processes"]
+    assert says in str(process["alerts"])
+    assert says in " ".join(status("data", "--once")[1].split())

@@ -1,10 +1,12 @@
 """Exports: nothing is lost on the way back, the other side's loader opens them, and faults."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import types
 from typing import Any
 
 import h5py
@@ -323,6 +325,12 @@ def test_the_report_lists_what_is_not_exported(tmp_path, data):
     document = json.loads((tmp_path / "out" / "avtd3.json").read_text())
     assert tuple(document["lost"]) == report.lost
     assert json.loads(json.dumps(report.document()))["episodes"] == 3
+
+
+def test_a_start_that_is_not_a_number_names_a_file(data):
+    episode: Any = types.SimpleNamespace(started_at=math.nan, length=3)
+    name = LAYOUTS["npz"](data.spec).part_name(0, episode)
+    assert name == "19700101T000000_0_3.npz"
 
 
 def test_without_h5py_one_line_names_the_extra(tmp_path, data, monkeypatch):

@@ -1,5 +1,6 @@
 """Imports of what other tools wrote, and of files made to do harm."""
 
+import errno
 import io
 import json
 import os
@@ -15,7 +16,8 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from avtd3.store.dataset import Dataset
-from avtd3.store.errors import ConfigError, SpecError
+from avtd3.store.errors import ConfigError, SpecError, UnreadableError
+from avtd3.store.exchange import record
 from avtd3.store.exchange.importing import import_episodes
 from avtd3.store.exchange.record import MAX_EPISODE_BYTES, ImportConfig
 from avtd3.store.spec import ImageSpec
@@ -377,6 +379,7 @@ HARMFUL_MEMBERS = {
     "a truncated array": (npy_header("<f4", (7, 2)) + b"123", "no npz file"),
     "no rows": (npy_header("<f4", ()) + b"1234", "expected rows"),
     "another number of rows": (npy_header("<f4", (3, 2)) + bytes(24), "rows"),
+    "no numbers": (npy_header("<f4", (7, 0)), "expected rows"),
     "not numbers": (npy_header("<f4", (7, 2)) + b"\xff" * 56, "not finite"),
 }
 
@@ -401,6 +404,12 @@ def test_other_harmful_npz_folders(tmp_path):
     folder = npz_with(tmp_path / "facts", "avtd3.npy", npy_header("|u1", (2,)) + b"{}")
     with pytest.raises(SpecError, match="not what avtd3 wrote"):
         import_episodes(folder, tmp_path / "data", "npz")
+    folder = npz_with(tmp_path / "words", "avtd3.npy", npy_header("<f4", (2,)) + bytes(8))
+    with pytest.raises(SpecError, match="expected a short text"):
+        import_episodes(folder, tmp_path / "data", "npz")
+    folder = npz_with(tmp_path / "planes", "observation.npy", npy_header("|u1", (7, 0, 6, 6)))
+    with pytest.raises(SpecError, match="expected rows"):
+        import_episodes(folder, tmp_path / "data", "npz")
     folder = npz_with(tmp_path / "pipe", "a.npy", b"")
     (path,) = folder.glob("*.npz")
     path.unlink()
@@ -408,6 +417,19 @@ def test_other_harmful_npz_folders(tmp_path):
     with pytest.raises(ValueError, match="not a regular file"):
         import_episodes(folder, tmp_path / "data", "npz")
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("layout", "name"), [("npz", "avtd3.json"), ("minari", "metadata.json")])
+def test_an_io_error_is_no_damage_of_the_source(tmp_path, monkeypatch, layout, name):
+    folder = npz_with(tmp_path / "source", "a.npy", b"")
+    (folder / name).write_text("{}")
+
+    def fail(path, _max_bytes):
+        raise OSError(errno.EIO, "the device failed", path)
+
+    monkeypatch.setattr(record, "read_json", fail)
+    with pytest.raises(UnreadableError, match="the device failed"):
+        import_episodes(folder, tmp_path / "data", layout)
 
 
 def claims_terabytes(file):
@@ -472,6 +494,17 @@ def has_other_lengths(file):
     file["data/demo_0/rewards"] = np.zeros(T - 1)
 
 
+def has_actions_without_numbers(file):
+    for demo in file["data"].values():
+        del demo["actions"]
+        demo["actions"] = np.zeros((len(demo["rewards"]), 0))
+
+
+def has_no_next_observation(file):
+    for key, values in file["data/demo_0/obs"].items():
+        file[f"data/demo_0/next_obs/{key}"] = values[:0]
+
+
 def has_nothing(file):
     del file["data"]
 
@@ -489,6 +522,8 @@ HARMS = (
     (lacks_rewards, "there is no array"),
     (is_a_group, "there is no array"),
     (has_other_lengths, "expected one number"),
+    (has_actions_without_numbers, "expected one size above 0"),
+    (has_no_next_observation, f"expected {T + 1} rows"),
     (has_nothing, "expected data/demo_N"),
 )
 
@@ -518,6 +553,7 @@ METADATA = (
     ({"action_space": "{"}, "not JSON"),
     ({"action_space": json.dumps({"type": "Discrete", "n": 3})}, "TD3 needs numbers"),
     ({"action_space": json.dumps({"type": "Box", "low": {}, "high": []})}, "cannot be read"),
+    ({"action_space": json.dumps({"type": "Box", "low": [10**400], "high": []})}, "cannot be read"),
     ({"observation_space": json.dumps({"type": "Dict", "subspaces": 3})}, "cannot be used so"),
 )
 

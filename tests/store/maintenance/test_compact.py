@@ -18,8 +18,9 @@ from avtd3.store.maintenance import compact as compact_module
 from avtd3.store.maintenance import removal
 from avtd3.store.maintenance.compact import compact, merged_name
 from avtd3.store.maintenance.pins import Pin, write_pins
-from avtd3.store.maintenance.removal import MaintenanceProgress, exclusive
+from avtd3.store.maintenance.removal import exclusive
 from avtd3.store.render.audit_view import audit_text
+from avtd3.store.render.text import WorkProgress
 from avtd3.store.replaced import ORIGIN, REPLACES, episode_digests, unseen_episodes
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -206,7 +207,7 @@ def test_a_dry_run_changes_nothing(tmp_path):
 
 def test_an_interruption_keeps_what_is_done_and_the_next_run_continues(tmp_path):
     dataset, episodes = fill(tmp_path / "data", [[4], [4], [4], [4]])
-    drawn: list[MaintenanceProgress] = []
+    drawn: list[WorkProgress] = []
     report = compact(
         dataset.path, target_steps=8, should_stop=lambda: bool(drawn), on_progress=drawn.append
     )

@@ -14,7 +14,8 @@ from avtd3.store.maintenance import compact as compact_module
 from avtd3.store.maintenance.compact import compact
 from avtd3.store.maintenance.pins import PINS_FILE, list_pins, pin, read_pins, unpin
 from avtd3.store.maintenance.prune import PruneConfig, prune
-from avtd3.store.maintenance.removal import MaintenanceProgress, exclusive
+from avtd3.store.maintenance.removal import exclusive
+from avtd3.store.render.text import WorkProgress
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
 from avtd3.tests.store.maintenance.datasets import SPEC, START, files, fill, identity, publish
@@ -132,8 +133,16 @@ def test_pins_ask_for_names_that_are_there(tmp_path):
         list_pins(tmp_path / "none")
 
 
+UNREADABLE_PINS = ("", "[]", '{"pins": []}', '{"pins": {"a": {}}}', '{"pins": {"a":1}}')
+TIMES = ("1" + 400 * "0", "Infinity", "NaN")
+
+
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"pins": []}', '{"pins": {"a": {}}}', '{"pins": {"a":1}}']
+    "text",
+    [
+        *UNREADABLE_PINS,
+        *(f'{{"pins": {{"a": {{"note": "", "pinned_at": {time}}}}}}}' for time in TIMES),
+    ],
 )
 def test_nothing_is_removed_while_the_pins_cannot_be_read(tmp_path, text):
     dataset, _ = fill(tmp_path / "data", [[4], [4]])
@@ -162,7 +171,7 @@ def test_a_dry_run_changes_nothing_and_says_the_same(tmp_path):
 
 def test_an_interruption_removes_no_more(tmp_path):
     dataset, _ = fill(tmp_path / "data", [[1]] * 20)
-    drawn: list[MaintenanceProgress] = []
+    drawn: list[WorkProgress] = []
     config = PruneConfig(max_steps=1)
     report = prune(dataset.path, config, should_stop=lambda: bool(drawn), on_progress=drawn.append)
     assert report.stopped

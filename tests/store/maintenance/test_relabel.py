@@ -21,9 +21,9 @@ from avtd3.store.errors import (
     StorageError,
 )
 from avtd3.store.maintenance.compact import compact
-from avtd3.store.maintenance.relabel import Factor, relabel
-from avtd3.store.maintenance.removal import MaintenanceProgress
+from avtd3.store.maintenance.derive import Factor, relabel
 from avtd3.store.render.audit_view import audit_text
+from avtd3.store.render.text import WorkProgress
 from avtd3.store.replaced import RELABEL, REPLACES
 from avtd3.store.replay.config import ReplayConfig
 from avtd3.store.replay.sampler import Sampler
@@ -189,7 +189,7 @@ def test_the_result_audits_clean_and_can_be_drawn_from(old, tmp_path):
 
 
 def test_run_again_it_adds_what_is_new(old, tmp_path):
-    drawn: list[MaintenanceProgress] = []
+    drawn: list[WorkProgress] = []
     stopped = relabel(
         old.path,
         tmp_path / "new",

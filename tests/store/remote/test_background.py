@@ -251,13 +251,24 @@ def test_two_spools_publish_a_unit_once_and_a_resume_sees_its_episodes(url, tmp_
             assert spool.finish(lambda: False, lambda _: None)
         assert spool.left == 0
         assert len(sealed(open_place(url))) == 1
-        assert spool.claimed(unit.plan, lambda: False) == {4}
-        assert spool.held(unit.plan, lambda: False) == {-1: 2}, (
+        assert spool.held(unit.plan, lambda: False) == ({4}, {-1: 2}), (
             "by index, which these episodes have in common"
         )
     # also if the writer died before it added the entry of the log
     open_place(url).delete(open_place(url).sizes("log/"))
-    assert spool.held(unit.plan, lambda: False) == {-1: 2}
+    assert spool.held(unit.plan, lambda: False)[1] == {-1: 2}
+
+
+def test_a_resume_reads_the_log_once(proxy, bucket, tmp_path):
+    unit = Unit(plan="p" * 64, number=4)
+    data = make(tmp_path / "data", [(3,)], plan_digest=unit.plan)
+    with Spool(bucket, data.path, unit=unit) as spool:
+        assert spool.finish(lambda: False, lambda _: None)
+    proxy.requests.clear()
+    assert spool.held(unit.plan, lambda: False) == ({4}, {-1: 3})
+    paths = [path for method, path in proxy.requests if method == "GET"]
+    assert sum("/log/2" in path for path in paths) == 1
+    assert sum("list-type" in path and "prefix=log%2F" in path for path in paths) == 1, paths
 
 
 @pytest.mark.slow

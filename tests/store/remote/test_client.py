@@ -41,6 +41,24 @@ def test_large_objects_are_transferred_in_pieces(bucket, monkeypatch):
     assert b"".join(pieces) == data
     place.write("empty", b"")
     assert b"".join(place.chunks("empty")) == b""
+    rest = place.chunks("big")
+    next(rest)
+    place.write("big", data[:1000])
+    assert list(rest) == [], "it was replaced by a smaller one"
+
+
+def test_each_piece_is_one_request(proxy, bucket, monkeypatch):
+    monkeypatch.setattr(client, "CHUNK_BYTES", 1000)
+    place = open_place(bucket)
+    for size in (0, 1, 1000, 2500):
+        place.write("a", b"x" * size)
+        proxy.requests.clear()
+        proxy.size_bytes = 0
+        assert sum(map(len, place.chunks("a", size))) == size
+        assert len(proxy.requests) == max(-(-size // 1000), 1)
+        assert proxy.size_bytes == size, "nothing is sent twice"
+        assert sum(map(len, place.chunks("a", 5000))) == size, "it is smaller than it should be"
+        assert sum(map(len, place.chunks("a"))) == size
 
 
 def test_a_range_that_is_answered_with_the_whole_object_is_asked_for_again(

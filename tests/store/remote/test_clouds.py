@@ -21,43 +21,13 @@ from avtd3.tests.store.remote import servers, test_client, test_commit, test_log
 from avtd3.tests.store.remote.datasets import add, content, make, sealed
 from avtd3.tests.store.remote.test_transfer import policy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("server", ["az", "gs"], indirect=True)]
 WORLD = "avtd3.tests.collect.line_world:Line"
 
 
-@pytest.fixture(scope="module")
-def az(tmp_path_factory):
-    with servers.start_azurite(tmp_path_factory.mktemp("az")) as server:
-        servers.put_container(server, "bucket")
-        yield server
-
-
-@pytest.fixture(scope="module")
-def gs(tmp_path_factory):
-    with servers.start_gcs(tmp_path_factory.mktemp("gs")) as server:
-        yield server
-
-
-@pytest.fixture(params=["az", "gs"])
-def server(request, use, monkeypatch):
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
     monkeypatch.setattr(background, "PERIOD_S", 0.02)
-    found = request.getfixturevalue(request.param)
-    use(found)
-    return found
-
-
-@pytest.fixture
-def url(server, tmp_path, monkeypatch):
-    if server.scheme == "gs":  # fake-gcs-server has no uploads in parts
-        whole = RemotePlace.write
-        monkeypatch.setattr(
-            RemotePlace, "write", lambda self, key, data: whole(self, key, joined(data))
-        )
-    return f"{server.scheme}://bucket/{tmp_path.name}"
-
-
-def joined(data):
-    return data if isinstance(data, bytes) else b"".join(data)
 
 
 def test_files_claims_and_the_log_behave_as_on_other_stores(url, monkeypatch, tmp_path):

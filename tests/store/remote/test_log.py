@@ -1,5 +1,6 @@
 """The log: what is published is found, at a cost of what is new."""
 
+import gzip
 import json
 import math
 import time
@@ -53,6 +54,42 @@ def test_an_entry_survives_its_object():
     assert LogEntry.from_json(document | {"later": 1}) == made
     with pytest.raises(ValueError, match="out of range"):
         LogEntry.from_json(document | {"segment": "../x"})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]", b"[" * 100_000, b'{"segment": "s"}', b"\xff", b"1e999",
+        *(
+            json.dumps(json.loads(entry("s", 5.0).to_bytes()) | {name: value}).encode()
+            for name, value in [
+                ("steps", "9"), ("steps", True), ("segment", ["s"]), ("time_s", math.inf),
+                ("time_s", math.nan), ("time_s", 1e300), ("time_s", "5"), ("size_bytes", -1),
+            ]
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_entry_is_ignored(place, content):
+    add_entry(place, entry("good", NOON_S))
+    place.write("log/20231114T120000.000000Z-s~10.json", content)
+    place.write("log/20231399T120000.000000Z-s~10.json", b"no such day")
+    day = "log-day/20231113-000000000009.jsonl.gz"
+    for damaged in (b"", b"no gzip", gzip.compress(b"{}\n" * 9)[:-3], gzip.compress(content)):
+        place.write(day, damaged)
+        reader = LogReader(place)
+        assert names(reader.open()) == ["good"]
+        assert reader.refresh() == []
+    summarise_days(place, NOON_S + 9 * DAY_S)
+
+
+def test_a_wrong_clock_summarises_no_day_that_has_not_ended(place):
+    now = time.time()
+    for age_s in (5 * DAY_S, 0.0):
+        add_entry(place, entry(f"age-{age_s:g}", now - age_s))
+    (done,) = summarise_days(place, now + 9 * DAY_S)
+    assert done == time.strftime("%Y%m%d", time.gmtime(now - 5 * DAY_S))
+    add_entry(place, entry("later", now))
+    assert len(LogReader(place).open()) == 3
 
 
 def test_a_refresh_lists_once_and_reads_what_is_new(place, monkeypatch):

@@ -1,6 +1,10 @@
 """Removal at a URL: readers see each episode once, whatever is killed, and nothing comes back."""
 
+import random
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -14,7 +18,7 @@ from avtd3.store.remote.client import RemotePlace, open_place
 from avtd3.store.remote.log import LogReader, logged_segments
 from avtd3.store.remote.transfer import transfer
 from avtd3.tests.store.maintenance.datasets import identity
-from avtd3.tests.store.remote.datasets import add, make, sealed
+from avtd3.tests.store.remote.datasets import add, content, make, sealed
 
 
 @pytest.fixture
@@ -138,13 +142,58 @@ def test_a_kill_between_every_two_requests_shows_every_episode_once(
     assert step > 8
 
 
+@pytest.mark.slow
+def test_a_command_that_gets_sigkill_at_any_request_is_completed_by_the_next(
+    proxy, bucket, tmp_path
+):
+    """The proxy kills the process before or after the server has done what a request asks for."""
+    rng, total = random.Random(17), 0
+    for attempt in range(7):
+        url, data = f"{bucket}/{attempt}", make(tmp_path / f"data-{attempt}", [(3,), (4,), (2,)])
+        transfer(data.path, url)
+        old, before = data.segment_ids(), sorted(identity(data))
+        compact(data.path)
+        add(data, 9)
+        command = [sys.executable, "-m", "avtd3.cli", "push", data.path, url, "--removals"]
+        proxy.requests.clear()
+        process = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE)
+        last = rng.randrange(1, total) if total else None
+
+        def fault(method, path, process=process, last=last):
+            if last is None or len(proxy.requests) < last:
+                return ""
+            process.kill()
+            process.wait()
+            return rng.choice(["before", ""])
+
+        proxy.fault = fault
+        _, errors = process.communicate(timeout=240.0)
+        proxy.fault = lambda method, path: ""
+        total = total or len(proxy.requests)
+        assert process.returncode == (0 if last is None else -signal.SIGKILL), errors
+        after = sorted(identity(data))
+        seen = seen_at(url, tmp_path / "back")
+        assert set(before) <= set(seen) <= set(after), f"killed at request {last} of {total}"
+        assert len(set(seen)) == len(seen)
+        push(data, url)
+        assert seen_at(url, tmp_path / "back") == after
+        assert content(tmp_path / "back") == content(data.path)
+        assert open_place(url).folders("segments/") == data.segment_ids()
+        reader = LogReader(RemotePlace(url))
+        reader.open()
+        assert {*reader.removed} == {*old}
+        assert {each.replaced_by for each in reader.removed.values()} == {data.segment_ids()[0]}
+
+
 def test_absence_is_no_removal_and_other_bytes_are_not_removed(data, url, tmp_path):
     first, second, third = data.segment_ids()
     shutil.rmtree(data.segments_path / first)  # by hand, or not yet copied
     prune(data.path, PruneConfig(max_steps=2))
     records = data.path / REMOVED_FILE
     digest = read_removals(data.path)[second].digest
-    records.write_bytes(records.read_bytes().replace(digest.encode(), b"0" * 64) + b"\n{cut")
+    records.write_bytes(
+        records.read_bytes().replace(digest.encode(), b"0" * 64) + b"\n{cut\n" + b"[" * 5000
+    )
     report = transfer(data.path, url, removals=True)
     assert report.removed == 0
     assert "is not the one that is known here" in report.problems[0]

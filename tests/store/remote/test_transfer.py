@@ -242,6 +242,21 @@ def test_the_commands_copy_verify_and_exit_with_1_when_something_is_wrong(
         assert not any(key.encode() in content for content in everything)
 
 
+def test_a_file_that_never_ends_is_refused_early(data, bucket, tmp_path, monkeypatch):
+    transfer(data.path, bucket)
+    read = []
+
+    def endless(self, key, size):
+        while True:
+            read.append(key)
+            yield b"x" * 100_000
+
+    monkeypatch.setattr(client.RemotePlace, "chunks", endless)
+    report = transfer(bucket, tmp_path / "back")
+    assert "more than" in report.problems[0]
+    assert len(read) < 1000
+
+
 def test_an_audit_of_a_url_reads_a_copy_and_reports_what_is_damaged_there(data, bucket, avtd3):
     transfer(data.path, bucket)
     code, out, err = avtd3("replay-inspect", bucket, "--json")
@@ -254,5 +269,3 @@ def test_an_audit_of_a_url_reads_a_copy_and_reports_what_is_damaged_there(data, 
     assert "not copied: " in err
     code, _, err = avtd3("replay-inspect", bucket, "--quarantine")
     assert (code, "copy it first (avtd3 pull)" in err) == (2, True)
-    code, _, err = avtd3("replay-inspect", bucket, "--scheduler", "tcp://127.0.0.1:1")
-    assert (code, "needs a directory that all workers see" in err) == (2, True)

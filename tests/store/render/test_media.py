@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from avtd3.store.errors import ConfigError, StorageError, install_command
+from avtd3.store.errors import MissingPackageError, StorageError, install_command
 from avtd3.store.render.media import (
     filmstrip,
     frame_image,
@@ -130,7 +130,7 @@ def test_a_film_plays_every_picture_at_its_rate(tmp_path):
 
 def test_a_film_without_pyav_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ConfigError, match=re.escape(install_command("video"))):
+    with pytest.raises(MissingPackageError, match=re.escape(install_command("video"))):
         write_mp4([grey(0)], tmp_path / "a.mp4", period_s=0.05)
     assert not list(tmp_path.iterdir())
 

@@ -178,4 +178,14 @@ def test_without_its_packages_there_is_no_decoder_and_the_reason_is_known(monkey
 
     monkeypatch.setattr(native, "_functions", missing)
     assert native_problem() == "blosc2 is not installed"
+
+
+def test_without_a_place_for_compiled_code_frames_are_decoded_otherwise(monkeypatch):
+    def compile_nothing():
+        raise RuntimeError("cannot cache function '_read': no locator available")
+
+    monkeypatch.setattr(native, "_functions", dict)
+    monkeypatch.setattr(native, "_compile", compile_nothing)
+    assert "no locator" in native_problem()
+    assert open_decoder(FRAME) is None
     assert open_decoder(FRAME) is None
