@@ -391,8 +391,8 @@ class _Drawing:
         files: dict[str, bytes] = {}
         about: dict[str, dict[str, Any]] = {}
         for name, buffer in frames.items():
-            chunks = buffer.encoded(segment.observations)
-            shard, about[name] = frame_files(layouts[name], chunks, buffer.codec)
+            encoded = buffer.encoded(segment.observations)
+            shard, about[name] = frame_files(layouts[name], encoded)
             files |= shard
         provenance = frames_provenance(spec, about)
         setups = setup_column([scene.setup() for scene, _ in scenes])

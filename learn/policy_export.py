@@ -246,7 +246,7 @@ def _torch_runner(program: torch.export.ExportedProgram) -> _Runner:
 
 def _to_onnx(graph: _Graph, about: Mapping[str, Any]) -> bytes:
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        import_extra(name, "onnx", "an export to ONNX needs")
+        import_extra(name, "onnx", "an export to ONNX")
     with _quiet():
         program = torch.onnx.export(
             graph,
@@ -266,7 +266,7 @@ def _to_onnx(graph: _Graph, about: Mapping[str, Any]) -> bytes:
 
 
 def _onnx_runner(data: bytes, names: Sequence[str]) -> _Runner:
-    runtime = import_extra("onnxruntime", "onnx", "an export to ONNX needs")
+    runtime = import_extra("onnxruntime", "onnx", "an export to ONNX")
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     return lambda inputs: session.run(["action"], dict(zip(names, inputs, strict=True)))[0]
 

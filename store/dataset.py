@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -227,7 +227,7 @@ class Snapshot:
     def digest(self) -> str:
         """SHA-256 over the names and manifest digests of its segments, in order."""
         lines = (f"{segment.id} {segment.manifest_digest}\n" for segment in self.segments)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def unproven(self) -> tuple[Claim, ...]:
@@ -439,11 +439,11 @@ class Dataset:
             SegmentCorruptError: A segment is damaged or still being copied.
             SegmentUnreadableError: A file of a segment cannot be read now.
         """
-        chosen = _filters(filters)
+        chosen = _parse_filters(filters)
         return (
             Episode(reader, number)
             for reader in self._readers(limits, skip_damaged=skip_damaged)
-            for number in np.flatnonzero(_matches(reader.table, chosen)).tolist()
+            for number in np.flatnonzero(chosen(reader.table)).tolist()
         )
 
     def episode_table(
@@ -453,9 +453,9 @@ class Dataset:
         limits: Limits | None = None,
     ) -> EpisodeTable:
         """Return what is known about each episode that matches all filters; see `episodes`."""
-        chosen = _filters(filters)
+        chosen = _parse_filters(filters)
         readers = self._readers(limits, skip_damaged=skip_damaged)
-        return EpisodeTable.join([r.table.select(_matches(r.table, chosen)) for r in readers])
+        return EpisodeTable.join([r.table.select(chosen(r.table)) for r in readers])
 
     def _readers(self, limits: Limits | None, *, skip_damaged: bool) -> Iterator[SegmentReader]:
         snapshot = self.snapshot(limits=limits)
@@ -493,16 +493,13 @@ class Dataset:
         return clean(self.path, older_than_s)
 
 
-def _filters(filters: Sequence[str | EpisodeFilter]) -> list[EpisodeFilter]:
-    texts = [item for item in filters if isinstance(item, str)]
-    return [parse_filter(texts), *(item for item in filters if not isinstance(item, str))]
-
-
-def _matches(table: EpisodeTable, filters: Sequence[EpisodeFilter]) -> NDArray[np.bool_]:
-    found = np.ones(len(table), np.bool_)
-    for chosen in filters:
-        found &= chosen.matches(table)
-    return found
+def _parse_filters(
+    filters: Sequence[str | EpisodeFilter],
+) -> Callable[[EpisodeTable], NDArray[np.bool_]]:
+    """Return a function that says which episodes match all filters, bool (E,)."""
+    parsed = [parse_filter([item for item in filters if isinstance(item, str)])]
+    parsed += [item for item in filters if not isinstance(item, str)]
+    return lambda table: np.logical_and.reduce([each.matches(table) for each in parsed])
 
 
 class _Refresh:

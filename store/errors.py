@@ -260,10 +260,10 @@ def install_command(extra: str) -> str:
     return f"pip install 'avtd3[{extra}]'"
 
 
-def import_extra(name: str, extra: str, needed_by: str) -> Any:  # noqa: ANN401 - a module
+def import_extra(name: str, extra: str, work: str) -> Any:  # noqa: ANN401 - a module
     """Import a module of a package that one of avtd3's extras installs.
 
-    `needed_by` begins the message, as in ``HDF5 files need``.
+    `work` says in the message what needs it, as in ``an export to ONNX``.
 
     Raises:
         MissingPackageError: The package is not installed.
@@ -272,7 +272,7 @@ def import_extra(name: str, extra: str, needed_by: str) -> Any:  # noqa: ANN401 
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingPackageError(
-            f"{needed_by} {name}; install it with {install_command(extra)}"
+            f"{work} needs {name}; install it with {install_command(extra)}"
         ) from error
 
 

@@ -248,9 +248,15 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def canonical_json(document: Any) -> bytes:  # noqa: ANN401 - any JSON value
-    """Return JSON as digests are computed from it: ASCII, keys sorted, without white space."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def canonical_json(document: Any, *, allow_nan: bool = False) -> bytes:  # noqa: ANN401 - any JSON value
+    """Return JSON as digests are computed from it: ASCII, keys sorted, without white space.
+
+    Raise ValueError for NaN and Infinity unless they are allowed, as in what others wrote.
+    """
+    try:
+        text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=allow_nan)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep to write") from error
     return text.encode("ascii")
 
 

@@ -209,13 +209,10 @@ class ExclusiveLock:
             raise storage_error(self._path, error) from error
         try:
             self._lock(descriptor)
-        except OSError as error:
+        except BaseException as error:
             os.close(descriptor)
-            if isinstance(error, Avtd3Error):
-                raise
-            raise storage_error(self._path, error) from error
-        except BaseException:
-            os.close(descriptor)
+            if isinstance(error, OSError) and not isinstance(error, Avtd3Error):
+                raise storage_error(self._path, error) from error
             raise
         self._descriptor = descriptor
         _held_descriptors().add(descriptor)

@@ -209,7 +209,7 @@ def origins(segment: Segment) -> list[dict[str, Any]]:
         {
             "segment_id": segment.id,
             "digest": segment.manifest_digest,
-            "provenance_digest": sha256(canonical_json(dict(about))),
+            "provenance_digest": sha256(canonical_json(dict(about), allow_nan=True)),
             "episodes": segment.episodes,
             "steps": segment.steps,
             **{key: about.get(key) for key in ("collector", "host", "sealed_at")},

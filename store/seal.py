@@ -149,7 +149,7 @@ class FrameBuffer:
         # Count last: an interrupt before leaves one frame too many, which `truncate` drops.
         self._count += 1
 
-    def encoded(self, count: int) -> list[bytes]:
+    def encoded(self, count: int) -> EncodedFrames:
         """Return the chunks of the first ``count`` frames; the last is padded with zeros."""
         whole, rest = divmod(count, self.codec.chunk_frames)
         chunks = self._chunks[:whole]
@@ -157,7 +157,7 @@ class FrameBuffer:
             last = np.zeros_like(self._pending)
             last[:rest] = self._frames_of_chunk(whole)[:rest]
             chunks.append(self.codec.encode(last))
-        return chunks
+        return EncodedFrames(chunks, self.codec)
 
     def drop(self, count: int) -> None:
         """Drop the first ``count`` frames and encode the others again."""
@@ -286,7 +286,7 @@ def seal_files(
     about_frames: dict[str, dict[str, Any]] = {}
     for layout in layouts.values():
         if layout.is_sharded:
-            shard, about_frames[layout.name] = frame_files(layout, *frames[layout.name])
+            shard, about_frames[layout.name] = frame_files(layout, frames[layout.name])
             files |= shard
         else:
             files |= array_files(layout, arrays[layout.name])
@@ -318,9 +318,10 @@ def array_files(layout: ArrayLayout, column: Column) -> dict[str, bytes]:
 
 
 def frame_files(
-    layout: ArrayLayout, chunks: Sequence[bytes], codec: FrameCodec
+    layout: ArrayLayout, frames: EncodedFrames
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the two files of a stream's frames by path, and what the provenance says of them."""
+    chunks, codec = frames
     document = array_document(layout, codec=codec, attributes={})
     shard = build_shard(chunks)
     files = {layout.metadata_path: document_bytes(document), layout.chunk_path: shard}
@@ -381,17 +382,14 @@ def _step_columns(columns: StepColumns, counts: Mapping[str, int]) -> dict[str, 
 
 def _episode_columns(ended: Sequence[EndedEpisode]) -> dict[str, Column]:
     lengths = [episode.length for episode in ended]
-    numbers: dict[str, Sequence[float]] = {
-        "offset": np.cumsum([0, *lengths[:-1]]).tolist(),
-        "length": lengths,
-        "index": [episode.info.index for episode in ended],
-        "seed": [episode.info.seed for episode in ended],
-        "return": [episode.episode_return for episode in ended],
-        "policy_version": [episode.info.policy_version for episode in ended],
-        "exploration_noise": [episode.info.exploration_noise for episode in ended],
-        "wall_time": [episode.wall_time for episode in ended],
+    found: dict[str, Column] = {
+        "episode_offset": np.cumsum([0, *lengths[:-1]]),
+        "episode_length": np.asarray(lengths),
+        "episode_return": np.asarray([episode.episode_return for episode in ended]),
+        "episode_wall_time": np.asarray([episode.wall_time for episode in ended]),
+        "episode_end_reason": [episode.end_reason for episode in ended],
+        "episode_policy_digest": [episode.info.policy_digest for episode in ended],
     }
-    found: dict[str, Column] = {f"episode_{name}": np.asarray(v) for name, v in numbers.items()}
-    found["episode_end_reason"] = [episode.end_reason for episode in ended]
-    found["episode_policy_digest"] = [episode.info.policy_digest for episode in ended]
+    for name in ("index", "seed", "policy_version", "exploration_noise"):
+        found[f"episode_{name}"] = np.asarray([getattr(episode.info, name) for episode in ended])
     return found

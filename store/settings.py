@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from avtd3.store.errors import abbreviate
@@ -25,18 +25,14 @@ def differences(
     before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
 ) -> list[Difference]:
     """Return the settings that are in both documents, with different values, as JSON has them."""
-    return list(_differences(as_json(before), as_json(after), prefix))
-
-
-def _differences(
-    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
-) -> Iterator[Difference]:
+    before, after, found = as_json(before), as_json(after), list[Difference]()
     for key in (key for key in after if key in before):
         old, new = before[key], after[key]
         if isinstance(old, dict) and isinstance(new, dict) and old.keys() & new.keys():
-            yield from _differences(old, new, f"{prefix}{key}.")
+            found += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            yield Difference(setting=f"{prefix}{key}", before=old, after=new)
+            found.append(Difference(setting=f"{prefix}{key}", before=old, after=new))
+    return found
 
 
 def as_json(document: Mapping[str, Any]) -> dict[str, Any]:

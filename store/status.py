@@ -185,8 +185,10 @@ class Heartbeat:
     ) -> None:
         plain = plain_name(name) or role
         started = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        self._places, self._interval_s = [_hasty(place) for place in places], interval_s
-        self._datasets = [_hasty(place) for place in datasets]
+        self._interval_s = interval_s
+        # A collector creates its dataset: until then, its directory gets no heartbeats.
+        self._places = [(_hasty(place), False) for place in places]
+        self._places += [(_hasty(place), True) for place in datasets]
         self._beat = Beat(
             role=role,
             name=name[:_MAX_TEXT],
@@ -228,7 +230,7 @@ class Heartbeat:
     def _run(self) -> None:
         if not self._end.is_set():
             self._write(is_ended=False)
-            for place in (*self._places, *self._datasets):
+            for place, _ in self._places:
                 with contextlib.suppress(Avtd3Error, OSError):
                     _sweep(place, self._beat.key)
         while not self._end.wait(self._interval_s):
@@ -242,14 +244,14 @@ class Heartbeat:
                 self._beat, sequence=self._beat.sequence + 1, is_ended=is_ended
             )
             beat = dataclasses.replace(self._beat, quiet_s=quiet_s)
-        for place in (*self._places, *self._datasets):
+        for place, is_dataset in self._places:
             if is_ended and place.text in self._unreachable:
                 continue  # a process that ends does not wait for a cut link
             self._unreachable.discard(place.text)
             with contextlib.suppress(Avtd3Error, OSError):
                 try:
-                    if place in self._datasets:
-                        place.read(GROUP_FILE)  # a collector creates the directory
+                    if is_dataset:
+                        place.read(GROUP_FILE)
                     place.write(beat.key, beat.to_bytes())
                 except UnreachableError:
                     self._unreachable.add(place.text)
@@ -390,11 +392,8 @@ class LearnerWatch:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._observer, self._collector, self._clock = (
-            Observer(places, clock=clock),
-            collector,
-            clock,
-        )
+        self._observer = Observer(places, clock=clock)
+        self._collector, self._clock = collector, clock
         self._first: dict[str, tuple[int, int]] = {}
         self._next_s, self._seen = float("-inf"), list[Seen]()
         self._pool = ThreadPoolExecutor(1, "avtd3-watch")

@@ -188,6 +188,7 @@ def read_setups(
     setups = parse_json(files.read(layouts[SETUP]).tobytes(), SETUP)
     if not isinstance(setups, list) or len(setups) != episodes:
         raise ValueError(f"{SETUP} is no list of {episodes} episodes")
+    canonical_json(setups)  # raises ValueError for NaN and Infinity, which Python reads
     for setup in setups:
         if setup is not None and not _is_setup(setup):
             raise ValueError(f"{SETUP} has an entry that is no object with a list of actors")

@@ -291,8 +291,9 @@ class PendingSegment:
             world=world,
             labels=labels,
         )
-        # Without a call in between, an interrupt cannot leave a part of it.
-        self.ended, self.whole_steps, self.running = [*self.ended, episode], self.steps, None
+        # CPython handles signals between calls: without one, an interrupt leaves all or nothing.
+        self.ended += [episode]
+        self.whole_steps, self.running = self.steps, None
         self.drop_running()
 
     def drop_running(self) -> None:
@@ -307,10 +308,7 @@ class PendingSegment:
         """Return the encoded frames of the whole episodes, by the name of their array."""
         self._frames = {name: frames.settled() for name, frames in self._frames.items()}
         count = self.whole_observations
-        return {
-            name: EncodedFrames(frames.encoded(count), frames.codec)
-            for name, frames in self._frames.items()
-        }
+        return {name: frames.encoded(count) for name, frames in self._frames.items()}
 
     def drop_whole(self) -> None:
         """Drop the whole episodes, which are published, and keep the running one.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.audit.findings import Fault
-from avtd3.store.audit.segment_data import SPEED, FrameFeatures, SegmentData
+from avtd3.store.audit.segment_data import SPEED, FrameFeatures, Places, SegmentData
 from avtd3.store.errors import abbreviate, check_settings
 from avtd3.store.events import EventTable
 from avtd3.store.step import STOP_REASON
@@ -87,9 +87,6 @@ Faults = Iterator[tuple[int | None, str]]
 SegmentCheck = Callable[[SegmentData, CheckLimits], Faults]
 FrameCheck = Callable[[FrameFeatures, SegmentData, CheckLimits], Faults]
 """A check: yields the faults of one kind in a segment; its name is that of the kind."""
-_Places = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Episode of each row, and first row of each episode."""
-_BadRows = Iterator[tuple[int, int, int, int]]
 
 
 def episode_bounds(
@@ -124,7 +121,7 @@ def step_after_end(data: SegmentData, _limits: CheckLimits) -> Faults:
     """Find steps that follow a terminated or truncated step."""
     ends = data.terminated | data.truncated
     ends[_last_steps(data)] = False
-    for episode, _, step, _ in _bad_steps(ends, data):
+    for episode, _, step, _ in _bad_rows(ends, data.step_places):
         last = data.episodes.length[episode] - 1
         yield episode, f"step {step} is an end, expected only step {last} to be one"
 
@@ -139,26 +136,27 @@ def end_unmarked(data: SegmentData, _limits: CheckLimits) -> Faults:
 
 def end_twice(data: SegmentData, _limits: CheckLimits) -> Faults:
     """Find steps that are both terminated and truncated."""
-    for episode, _, step, _ in _bad_steps(data.terminated & data.truncated, data):
+    for episode, _, step, _ in _bad_rows(data.terminated & data.truncated, data.step_places):
         yield episode, f"step {step} is both terminated and truncated, expected one of them"
 
 
 def not_finite(data: SegmentData, _limits: CheckLimits) -> Faults:
     """Find values that are NaN or infinite."""
-    table = data.episodes
-    for name, values, find in (
-        ("vector", data.vector, _bad_observations),
-        ("sim_time", data.sim_time, _bad_observations),
-        ("action", data.action, _bad_steps),
-        ("reward", data.reward, _bad_steps),
-        ("reward_terms", data.reward_terms, _bad_steps),
-        ("episode_return", table.episode_return, _bad_episodes),
-        ("episode_exploration_noise", table.exploration_noise, _bad_episodes),
+    table, seen, steps = data.episodes, data.observation_places, data.step_places
+    episodes = (np.arange(len(table)), np.arange(len(table)))
+    for name, values, places in (
+        ("vector", data.vector, seen),
+        ("sim_time", data.sim_time, seen),
+        ("action", data.action, steps),
+        ("reward", data.reward, steps),
+        ("reward_terms", data.reward_terms, steps),
+        ("episode_return", table.episode_return, episodes),
+        ("episode_exploration_noise", table.exploration_noise, episodes),
     ):
         if values is None:
             continue
         bad = np.asarray((~np.isfinite(values)).reshape(len(values), -1).any(axis=1))
-        for episode, _, first, count in find(bad, data):
+        for episode, _, first, count in _bad_rows(bad, places):
             text = f"{name} has NaN or infinity in {count} rows, first {first}"
             yield episode, f"{text}; expected finite numbers"
 
@@ -168,7 +166,7 @@ def action_bounds(data: SegmentData, _limits: CheckLimits) -> Faults:
     low, high = np.asarray(data.spec.action_low), np.asarray(data.spec.action_high)
     slack = BOUND_TOLERANCE * (high - low)
     outside = (data.action < low - slack) | (data.action > high + slack)
-    for episode, row, step, count in _bad_steps(outside.any(axis=1), data):
+    for episode, row, step, count in _bad_rows(outside.any(axis=1), data.step_places):
         part = int(np.flatnonzero(outside[row])[0])
         text = f"{data.spec.action_names[part]} is {data.action[row, part]:.6g} at step {step}"
         yield episode, f"{text}, expected {low[part]:g}..{high[part]:g} ({count} such steps)"
@@ -181,7 +179,7 @@ def reward_sum(data: SegmentData, _limits: CheckLimits) -> Faults:
     terms = data.reward_terms.astype(np.float64)
     sums = terms.sum(axis=1)
     wrong = _differs(data.reward, sums, np.abs(terms).sum(axis=1))
-    for episode, row, step, count in _bad_steps(wrong, data):
+    for episode, row, step, count in _bad_rows(wrong, data.step_places):
         expected = f"{sums[row]:.6g}, the sum of its terms ({count} such steps)"
         yield episode, f"reward {data.reward[row]:.6g} at step {step}, expected {expected}"
 
@@ -199,7 +197,7 @@ def return_sum(data: SegmentData, _limits: CheckLimits) -> Faults:
 def frame_order(data: SegmentData, _limits: CheckLimits) -> Faults:
     """Find frame numbers that do not increase within an episode."""
     advance, inside = _advances(data.frame_id, data)
-    for episode, row, seen, count in _bad_observations(inside & (advance <= 0), data):
+    for episode, row, seen, count in _bad_rows(inside & (advance <= 0), data.observation_places):
         text = f"frame {data.frame_id[row]} after {data.frame_id[row - 1]} at observation {seen}"
         yield episode, f"{text}, expected a higher one ({count} such)"
 
@@ -214,7 +212,7 @@ def frame_gap(data: SegmentData, _limits: CheckLimits) -> Faults:
     for episode, start in enumerate(data.observation_start.tolist()):
         usual[episode] = np.median(advance[start + 1 : start + 1 + data.episodes.length[episode]])
     gaps = inside & (advance > np.maximum(usual, 1)[data.observation_episode])
-    for episode, row, seen, count in _bad_observations(gaps, data):
+    for episode, row, seen, count in _bad_rows(gaps, data.observation_places):
         text = f"frame {data.frame_id[row]} after {data.frame_id[row - 1]} at observation {seen}"
         yield episode, f"{text}, expected steps of {usual[episode]:g} ({count} gaps)"
 
@@ -232,7 +230,7 @@ def sim_time(data: SegmentData, _limits: CheckLimits) -> Faults:
         wrong = inside & (np.abs(advance - period) > slack)
         last = data.observation_start + data.episodes.length
         wrong[last] &= ~((advance[last] > 0.0) & (advance[last] < period))
-    for episode, row, seen, count in _bad_observations(wrong, data):
+    for episode, row, seen, count in _bad_rows(wrong, data.observation_places):
         text = f"{advance[row]:.6g} s pass before observation {seen}"
         yield episode, f"{text}, expected {period:g} s ({count} such)"
 
@@ -299,7 +297,7 @@ def vector_range(data: SegmentData, limits: CheckLimits) -> Faults:
     # `not_finite` reports NaN and infinity.
     size = np.where(np.isfinite(data.vector), np.abs(data.vector), 0.0)
     far = np.asarray((size > limits.vector_limit).any(axis=1))
-    for episode, row, seen, count in _bad_observations(far, data):
+    for episode, row, seen, count in _bad_rows(far, data.observation_places):
         part = int(np.argmax(size[row]))
         found = f"{data.vector[row, part]:.6g} scales at observation {seen}"
         expected = f"at most {limits.vector_limit:g} ({count} such)"
@@ -317,7 +315,7 @@ def vector_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
         return
     still = _repeats(data.vector, data.observation_start) & (np.abs(speed) > MOVING_MPS)
     text = "equal vectors from observation {} while the car moves"
-    yield from _long_repeats(text, still, _observation_places(data), limits.frozen_frames)
+    yield from _long_repeats(text, still, data.observation_places, limits.frozen_frames)
 
 
 def action_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
@@ -329,7 +327,7 @@ def action_frozen(data: SegmentData, limits: CheckLimits) -> Faults:
     # Step t acts on observation t; each episode has one observation more than steps.
     same &= np.abs(speed[np.arange(len(same)) + data.step_episode]) > MOVING_MPS
     text = "equal actions from step {} while the car moves"
-    yield from _long_repeats(text, same, _step_places(data), limits.frozen_actions)
+    yield from _long_repeats(text, same, data.step_places, limits.frozen_actions)
 
 
 def speed_jump(data: SegmentData, limits: CheckLimits) -> Faults:
@@ -340,7 +338,7 @@ def speed_jump(data: SegmentData, limits: CheckLimits) -> Faults:
     change, inside = _advances(speed.astype(np.float64), data)
     most = limits.acceleration_mps2 * data.spec.control_period_s
     jumps = inside & np.isfinite(change) & (np.abs(change) > most)
-    for episode, row, seen, count in _bad_observations(jumps, data):
+    for episode, row, seen, count in _bad_rows(jumps, data.observation_places):
         text = f"speed changes by {abs(change[row]):.3g} m/s before observation {seen}"
         yield episode, f"{text}, expected at most {most:g} ({count} such)"
 
@@ -349,7 +347,7 @@ def reward_impossible(data: SegmentData, limits: CheckLimits) -> Faults:
     """Find rewards that are larger than the task can give."""
     size = np.abs(data.reward)
     far = np.isfinite(size) & (size > limits.reward_limit)
-    for episode, row, step, count in _bad_steps(far, data):
+    for episode, row, step, count in _bad_rows(far, data.step_places):
         expected = f"at most {limits.reward_limit:g} in size ({count} such steps)"
         yield episode, f"reward {data.reward[row]:.6g} at step {step}, expected {expected}"
 
@@ -392,7 +390,7 @@ def frozen_frames(frames: FrameFeatures, data: SegmentData, limits: CheckLimits)
     if speed is not None:
         still &= np.abs(speed) > MOVING_MPS
     text = "equal frames from observation {}" + ("" if speed is None else " while the car moves")
-    yield from _long_repeats(text, still, _observation_places(data), limits.frozen_frames)
+    yield from _long_repeats(text, still, data.observation_places, limits.frozen_frames)
 
 
 def frame_stutter(frames: FrameFeatures, data: SegmentData, limits: CheckLimits) -> Faults:
@@ -403,7 +401,7 @@ def frame_stutter(frames: FrameFeatures, data: SegmentData, limits: CheckLimits)
     moving = (np.abs(speed) > FAST_MPS) & ~_is_black(frames, limits)
     moving[data.observation_start] = False
     repeated = moving & frames.repeated
-    for episode, row, seen, count in _bad_observations(repeated, data):
+    for episode, row, seen, count in _bad_rows(repeated, data.observation_places):
         start = row - seen
         among = int(moving[start : start + 1 + int(data.episodes.length[episode])].sum())
         if among >= limits.frozen_frames and count > limits.stutter_share * among:
@@ -496,7 +494,7 @@ def named_faults(name: str, found: Faults, about: str = "") -> Iterator[Fault]:
         yield Fault(check=check, episode=episode, message=about + message)
 
 
-def _first_rows(bad: NDArray[np.bool_], places: _Places) -> _BadRows:
+def _bad_rows(bad: NDArray[np.bool_], places: Places) -> Iterator[tuple[int, int, int, int]]:
     """Yield each episode with bad rows: number, first bad row, the same in the episode, count."""
     episode_of, start_of = places
     rows = np.flatnonzero(bad)
@@ -504,26 +502,6 @@ def _first_rows(bad: NDArray[np.bool_], places: _Places) -> _BadRows:
     inside = rows[first] - start_of[episodes]
     columns = (episodes, rows[first], inside, counts)
     yield from zip(*(column.tolist() for column in columns), strict=True)
-
-
-def _bad_steps(bad: NDArray[np.bool_], data: SegmentData) -> _BadRows:
-    return _first_rows(bad, _step_places(data))
-
-
-def _bad_observations(bad: NDArray[np.bool_], data: SegmentData) -> _BadRows:
-    return _first_rows(bad, _observation_places(data))
-
-
-def _bad_episodes(bad: NDArray[np.bool_], _data: SegmentData) -> _BadRows:
-    return ((episode, episode, 0, 1) for episode in np.flatnonzero(bad).tolist())
-
-
-def _step_places(data: SegmentData) -> _Places:
-    return data.step_episode, data.episodes.offset
-
-
-def _observation_places(data: SegmentData) -> _Places:
-    return data.observation_episode, data.observation_start
 
 
 def _last_steps(data: SegmentData) -> NDArray[np.int64]:
@@ -562,7 +540,7 @@ def _repeats(values: NDArray[np.float32], start_of: NDArray[np.int64]) -> NDArra
     return same
 
 
-def _long_repeats(text: str, same: NDArray[np.bool_], places: _Places, most: int) -> Faults:
+def _long_repeats(text: str, same: NDArray[np.bool_], places: Places, most: int) -> Faults:
     """Yield the first stretch of each episode with ``most`` equal rows or more."""
     episode_of, start_of = places
     edges = np.flatnonzero(np.diff(same.astype(np.int8), prepend=0, append=0))
@@ -577,7 +555,7 @@ def _long_repeats(text: str, same: NDArray[np.bool_], places: _Places, most: int
 
 
 def _bad_frames(text: str, data: SegmentData, bad: NDArray[np.bool_]) -> Faults:
-    for episode, _, first, count in _bad_observations(bad, data):
+    for episode, _, first, count in _bad_rows(bad, data.observation_places):
         frames = data.episodes.length[episode] + 1
         where = f"{count} of {frames} frames, first at observation {first}"
         yield episode, f"{text} in {where}; expected none"

@@ -15,6 +15,8 @@ from avtd3.store.segment import Segment
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 from avtd3.store.step_labels import EXPERT_ACTION, STEP_DRIVER, label_columns
 
+Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Episode of each row, and first row of each episode."""
 SPEED = "speed_mps"
 """Component of the vector that is the car's own speed; no other name states its unit."""
 BLOCK_BYTES = 1 << 20
@@ -97,6 +99,16 @@ class SegmentData:
     def observation_episode(self) -> NDArray[np.int64]:
         """Return the episode of each observation, int64 (N_obs,)."""
         return np.repeat(np.arange(len(self.episodes.length)), self.episodes.length + 1)
+
+    @property
+    def step_places(self) -> Places:
+        """Return the places of the rows of steps."""
+        return self.step_episode, self.episodes.offset
+
+    @property
+    def observation_places(self) -> Places:
+        """Return the places of the rows of observations."""
+        return self.observation_episode, self.observation_start
 
     @property
     def observation_start(self) -> NDArray[np.int64]:

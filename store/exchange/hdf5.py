@@ -49,7 +49,7 @@ _CHUNK_BYTES = 1 << 16
 
 def import_h5py() -> H5:
     """Import h5py, or say how to install it."""
-    return import_extra("h5py", "exchange", "HDF5 files need")
+    return import_extra("h5py", "exchange", "the HDF5 format")
 
 
 @contextlib.contextmanager

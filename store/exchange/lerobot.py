@@ -56,7 +56,7 @@ class LeRobotLayout(Layout):
                     f"images have {image.channels} planes, expected 1 or 3 for the LeRobot layout; "
                     f"export other streams than {name} (--stream)"
                 )
-        self._arrow = import_extra("pyarrow", "exchange", "the LeRobot layout needs")
+        self._arrow = import_extra("pyarrow", "exchange", "the LeRobot layout")
         self._parquet = importlib.import_module("pyarrow.parquet")
 
     def write_part(self, path: Path, number: int, record: EpisodeRecord, facts: bytes) -> None:

@@ -61,27 +61,23 @@ class FrameCodec:
             raise ConfigError(
                 f"codec.name is {abbreviate(self.name)}, expected lz4hc, zstd, raw or auto"
             )
-        _check_range("codec.level", self.level, 1, 9)
-        _check_range("codec.chunk_frames", self.chunk_frames, 1, MAX_CHUNK_FRAMES)
+        for name, most in (("level", 9), ("chunk_frames", MAX_CHUNK_FRAMES)):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ConfigError(
+                    f"codec.{name} is {abbreviate(value)}, expected a whole number 1..{most}"
+                )
 
     def chain(self) -> list[dict[str, Any]]:
         """Return the codecs of a chunk, as in ``zarr.json``."""
-        return [_BYTES_CODEC, *self._compressors(), _CRC_CODEC]
-
-    def _compressors(self) -> list[dict[str, Any]]:
         assert self.name != "auto", "auto is replaced before the first chunk"
-        if self.name == "raw":
-            return []
+        compressors: list[dict[str, Any]] = []
         if self.name == "zstd":
-            return [{"name": "zstd", "configuration": {"level": self.level, "checksum": False}}]
-        settings = {
-            "typesize": 1,
-            "cname": "lz4hc",
-            "clevel": self.level,
-            "shuffle": "noshuffle",
-            "blocksize": 0,
-        }
-        return [{"name": "blosc", "configuration": settings}]
+            settings = {"level": self.level, "checksum": False}
+            compressors = [{"name": "zstd", "configuration": settings}]
+        elif self.name == "lz4hc":
+            compressors = [_blosc(1, "lz4hc", self.level, "noshuffle")]
+        return [_BYTES_CODEC, *compressors, _CRC_CODEC]
 
     def encode(self, frames: NDArray[np.uint8]) -> bytes:
         """Encode one chunk.
@@ -103,25 +99,18 @@ class FrameCodec:
         return seal(payload)
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{name} is {abbreviate(value)}, expected a whole number {low}..{high}")
-
-
 _PACK_LEVEL = 3
 _MOST_PACKED = numcodecs.blosc.MAX_BUFFERSIZE
 
 
 def pack_codec(itemsize: int) -> dict[str, Any]:
     """Return the compressor of `pack`, as in ``zarr.json``."""
-    settings = {
-        "typesize": itemsize,
-        "cname": "zstd",
-        "clevel": _PACK_LEVEL,
-        "shuffle": "noshuffle" if itemsize == 1 else "bitshuffle",
-        "blocksize": 0,
-    }
-    return {"name": "blosc", "configuration": settings}
+    return _blosc(itemsize, "zstd", _PACK_LEVEL, "noshuffle" if itemsize == 1 else "bitshuffle")
+
+
+def _blosc(typesize: int, cname: str, clevel: int, shuffle: str) -> dict[str, Any]:
+    settings = {"typesize": typesize, "cname": cname, "clevel": clevel, "shuffle": shuffle}
+    return {"name": "blosc", "configuration": {**settings, "blocksize": 0}}
 
 
 def pack(values: NDArray[Any]) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from avtd3.store.errors import (
+    Avtd3Error,
     FormatVersionError,
     SegmentCorruptError,
     SegmentNotFoundError,
@@ -169,9 +170,7 @@ def corrupt(path: Path, problem: str) -> SegmentCorruptError:
     )
 
 
-def read_error(
-    path: Path, name: str, error: OSError, *, says: str = ""
-) -> SegmentCorruptError | SegmentNotFoundError | SegmentUnreadableError:
+def read_error(path: Path, name: str, error: OSError, *, says: str = "") -> Avtd3Error:
     """Return the error for a file of a segment that cannot be read.
 
     An I/O error says nothing about the bytes. Only a file that is missing, or no file, in a
@@ -278,7 +277,7 @@ def _read_files(entries: object) -> dict[str, FileEntry]:
     paths, sizes, digests = zip(*map(_entry_values, entries), strict=True) if entries else ((),) * 3
     if not set(map(type, sizes)) <= {int} or min(sizes, default=0) < 0:
         raise ValueError("the size of a file is not a whole number of bytes")
-    if not set(map(type, digests)) <= {str}:
+    if not (set(map(type, digests)) <= {str} and "".join(digests).isascii()):
         raise ValueError("the SHA-256 of a file is not a text")
     return dict(zip(_check_paths(paths), map(FileEntry, sizes, digests), strict=True))
 
@@ -297,7 +296,8 @@ def _check_paths(paths: tuple[str, ...]) -> tuple[str, ...]:
 def _digest_holds(data: bytes, digest: str) -> bool:
     # Manifests that avtd3 wrote are canonical: cutting the digest out of the text is faster than
     # encoding the JSON again.
-    cut = data.replace(f'"digest":"{digest}",'.encode(), b"", 1).removesuffix(b"\n")
+    own = f'"digest":"{digest}",'.encode("utf-8", "surrogatepass")
+    cut = data.replace(own, b"", 1).removesuffix(b"\n")
     if sha256(cut) == digest:
         return True
     try:

@@ -408,9 +408,7 @@ def _join_frames(
                 for frame in part:
                     buffer.append(frame)
     rows = sum(source.observations for source in sources)
-    return {
-        name: EncodedFrames(buffer.encoded(rows), buffer.codec) for name, buffer in frames.items()
-    }
+    return {name: buffer.encoded(rows) for name, buffer in frames.items()}
 
 
 def _episodes(segment: Segment) -> Iterator[EndedEpisode]:

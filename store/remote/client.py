@@ -475,7 +475,7 @@ _CAUSE = re.compile(r'\b(?:message|error): "([^"]+)"')
 
 @functools.cache
 def _obstore() -> Any:  # noqa: ANN401 - an optional module
-    return import_extra("obstore", "cloud", "URLs of object stores need")
+    return import_extra("obstore", "cloud", "the URL of an object store")
 
 
 @functools.cache

@@ -218,7 +218,7 @@ def write_gif(
 
 def write_mp4(pictures: Iterable[Image.Image], path: Path, *, period_s: float) -> None:
     """Write pictures, all of one size, both sides even, as an H.264 film in an MP4 file."""
-    av = import_extra("av", "video", "writing an MP4 needs")
+    av = import_extra("av", "video", "writing an MP4")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         rate = Fraction(min(max(1 / period_s, 0.001), 1000.0)).limit_denominator(1001)

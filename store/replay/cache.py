@@ -63,14 +63,10 @@ class EpisodeSummary:
 
     def choose(self, episodes: NDArray[np.bool_] | slice) -> Self:
         """Return the summary of some episodes, given as bool (E,) or a slice."""
-        return type(self)(
-            returns=self.returns[episodes],
-            lengths=self.lengths[episodes],
-            policy_versions=self.policy_versions[episodes],
-            end_reasons=tuple(np.array(self.end_reasons, object)[episodes]),
-            reward_term_sums=self.reward_term_sums[episodes],
-            vector_mean_abs=self.vector_mean_abs[episodes],
-        )
+        columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        reasons = np.array(columns.pop("end_reasons"), object)[episodes]
+        kept = {name: column[episodes] for name, column in columns.items()}
+        return type(self)(end_reasons=tuple(reasons), **kept)
 
     @classmethod
     def join(cls, summaries: Sequence[Self], spec: EpisodeSpec) -> Self:

@@ -15,12 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from avtd3.store.errors import (
-    SegmentCorruptError,
-    SegmentNotFoundError,
-    SegmentUnreadableError,
-    StorageError,
-)
+from avtd3.store.errors import Avtd3Error, SegmentCorruptError, StorageError
 from avtd3.store.files import retry
 from avtd3.store.format.arrays import FrameShard
 from avtd3.store.format.codec import ChainKind, decode
@@ -281,12 +276,9 @@ class DirectFrames:
             where = f"chunk {plan.chunk[number]}: "
             raise self._fault(shards[number], error, where) from error
 
-    def _fault(
-        self, number: int, error: OSError | ValueError, where: str = ""
-    ) -> SegmentCorruptError | SegmentNotFoundError | SegmentUnreadableError:
+    def _fault(self, number: int, error: OSError | ValueError, where: str = "") -> Avtd3Error:
         """Record a segment as damaged, and return the error that names it."""
         placed = self._placed[number]
-        fault: SegmentCorruptError | SegmentNotFoundError | SegmentUnreadableError
         if isinstance(error, OSError):
             fault = read_error(placed.directory, placed.shard.name, error)
         else:

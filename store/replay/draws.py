@@ -22,25 +22,6 @@ from avtd3.store.replay.scratch import Key
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeRows:
-    """Where the places of E episodes are, in the order in which they are numbered.
-
-    A place is a transition, or a start of a sequence.
-    """
-
-    ends: NDArray[np.int64]
-    """int64 (E,), number after each episode's last place; sorted."""
-    first: NDArray[np.int64]
-    """int64 (E,), row of each episode's first observation."""
-    shift: NDArray[np.int64]
-    """int64 (E,), difference between the row and the number of a place."""
-    steps: NDArray[np.int64]
-    """int64 (E,), stored steps of each episode."""
-    bc_mask: NDArray[np.float32] | None = None
-    """float32 (E,), 1 where the steps are marked for imitation, else 0; None if all are."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TransitionIndex:
     """Numbers the transitions of the E episodes that may be sampled, one episode after another.
 
@@ -104,17 +85,14 @@ class TransitionIndex:
         """Return how many sequences of `length` steps begin in each episode: int64 (E,)."""
         return np.maximum(self.lengths - (length - 1), 0)
 
-    def rows(self, places: NDArray[np.int64]) -> EpisodeRows:
-        """Return where the numbered places are, given how many each episode has: int64 (E,)."""
+    def number(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Number places, of which each episode has so many, int64 (E,).
+
+        Return the number after each episode's last place, and the difference between the row and
+        the number of its places, both int64 (E,).
+        """
         ends: NDArray[np.int64] = places.cumsum()
-        shift = self.first_rows - (ends - places)
-        return EpisodeRows(
-            ends=ends,
-            first=self.first_rows,
-            shift=shift,
-            steps=self.stored,
-            bc_mask=self.bc_mask,
-        )
+        return ends, self.first_rows - (ends - places)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

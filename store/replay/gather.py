@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from avtd3.store.errors import SpecError
 from avtd3.store.replay.cache import FrameSource
 from avtd3.store.replay.config import ReplayConfig
-from avtd3.store.replay.draws import EpisodeRows
+from avtd3.store.replay.draws import TransitionIndex
 from avtd3.store.replay.scratch import ACTION, ALIVE, REWARD
 from avtd3.store.spec import EpisodeSpec, ImageSpec
 
@@ -264,13 +264,14 @@ class Gather:
     def bind(
         self,
         arrays: Mapping[str, NDArray[Any]],
-        episodes: EpisodeRows,
+        index: TransitionIndex,
         frames: Mapping[str, FrameSource],
     ) -> None:
         """Read from these arrays from now on."""
-        self._numbers, self._episodes, self._frames = arrays.get("numbers"), episodes, frames
+        self._numbers, self._index, self._frames = arrays.get("numbers"), index, frames
+        self._ends, self._shift = index.number(index.lengths)
         # No sum is longer than the longest episode, whatever `n_step` is.
-        longest = int(episodes.steps.max(initial=1))
+        longest = int(index.stored.max(initial=1))
         self._most = min(self._n_step * self._repeat, max(longest, _FEW_STEPS))
         steps = np.arange(self._most + 1)
         self._powers = self._gamma ** self._decisions(steps).astype(np.float64)
@@ -286,16 +287,16 @@ class Gather:
         Each array has one axis more than in a batch, the first, of N.
         """
         assert self._numbers is not None, "there are no transitions"
-        episodes = self._episodes
-        episode = episodes.ends.searchsorted(number, side="right")
-        row = number + episodes.shift.take(episode)
+        index = self._index
+        episode = self._ends.searchsorted(number, side="right")
+        row = number + self._shift.take(episode)
         is_single = self._n_step * self._repeat == 1
         if is_single:
             next_row = row + 1
         else:
-            first = episodes.first.take(episode)
+            first = index.first_rows.take(episode)
             row = first + self._repeat * (row - first)
-            left = first + episodes.steps.take(episode) - row
+            left = first + index.stored.take(episode) - row
             count = np.minimum(left, self._most)
             next_row = row + count
         # One memory access per transition: for n = 1, the two rows are neighbours.
@@ -307,12 +308,12 @@ class Gather:
         else:
             reward, discount = self._sum_rewards(self._numbers, row, count)
         vectors = np.moveaxis(numbers[..., self._vector : self._label], 2, 0)
-        has_vector, bc_mask = self._label > self._vector, episodes.bc_mask
+        has_vector, bc_mask = self._label > self._vector, index.bc_mask
         mask = None if bc_mask is None else bc_mask.take(episode)
         bc_action = None
         if self._width > self._label:
             bc_action, mask = self._imitated(numbers[..., 0, :], mask)
-        streams = self._stream_rows(row, next_row, episodes.first.take(episode))
+        streams = self._stream_rows(row, next_row, index.first_rows.take(episode))
         return Transitions(
             frames=None,
             observation_frames=None,
@@ -449,20 +450,21 @@ class SequenceGather:
     def bind(
         self,
         arrays: Mapping[str, NDArray[Any]],
-        starts: EpisodeRows,
+        index: TransitionIndex,
         frames: Mapping[str, FrameSource],
     ) -> None:
         """Read from these arrays from now on; see `Gather.bind`."""
-        self._numbers, self._starts, self._frames = arrays.get("numbers"), starts, frames
+        self._numbers, self._index, self._frames = arrays.get("numbers"), index, frames
+        self._ends, self._shift = index.number(index.sequence_starts(len(self._steps) - 1))
 
     def batch(self, number: NDArray[np.int64]) -> SequenceBatch:
         """Return the sequences with these numbers, int64 (S,); the next call reuses the frames."""
         assert self._numbers is not None, "there are no sequences"
-        starts = self._starts
-        episode = starts.ends.searchsorted(number, side="right")
-        first = starts.first[episode][:, None]
-        decision = (number + starts.shift[episode])[:, None] - first
-        last = first + starts.steps[episode][:, None]
+        index = self._index
+        episode = self._ends.searchsorted(number, side="right")
+        first = index.first_rows[episode][:, None]
+        decision = (number + self._shift[episode])[:, None] - first
+        last = first + index.stored[episode][:, None]
         rows = np.minimum(first + self._repeat * (decision + self._steps), last)
         numbers: NDArray[np.float32] = self._numbers.take(rows, axis=0, mode="clip")
         steps = numbers[:, :-1]  # of (S, L + 1, 2 + A + V)
@@ -471,7 +473,7 @@ class SequenceGather:
             reward, alive = self._over_decisions(self._numbers, rows)
         terminated = alive == 0.0
         truncated = np.zeros_like(terminated)
-        is_last = number == starts.ends[episode] - 1
+        is_last = number == self._ends[episode] - 1
         truncated[:, -1] = is_last & ~terminated[:, -1]
         for stream, window in self._windows.items():
             places = np.maximum(decision + self._places[stream], 0)
@@ -488,7 +490,7 @@ class SequenceGather:
             reward=reward,
             terminated=terminated,
             truncated=truncated,
-            bc_mask=None if starts.bc_mask is None else starts.bc_mask[episode],
+            bc_mask=None if index.bc_mask is None else index.bc_mask[episode],
         )
 
     def _over_decisions(

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avtd3.store.format.arrays import FrameShard
+from avtd3.store.format.codec import BLOSC_HEADER_BYTES, CRC_BYTES
 from avtd3.store.format.shard import SLACK_BYTES
 from avtd3.store.replay.chunks import ChunkPlan, DecodePool
 
@@ -163,8 +164,6 @@ def _libblosc2() -> str:
 
 _KINDS = {"raw": 0, "zstd": 1, "blosc": 2}
 _RAW, _BLOSC = _KINDS["raw"], _KINDS["blosc"]
-_CRC_BYTES = 4
-_BLOSC_HEADER_BYTES = 16
 _BLOSC_VERSION = 2
 """Version byte of Blosc-1 buffers."""
 _LZ4 = 1
@@ -223,11 +222,11 @@ def _number(data: _Bytes, at: Int) -> np.int64:
 def _read(c: _Functions, chunks: _Chunks, g: int, packed: _Bytes) -> Int:
     """Read a chunk and check its crc32c; return its size without the crc32c, or -1."""
     size = chunks.size[g]
-    if size > len(packed) or size < _CRC_BYTES:
+    if size > len(packed) or size < CRC_BYTES:
         return -1
     if c.pread(chunks.descriptor[g], packed.ctypes.data, size, chunks.begin[g]) != size:
         return -1
-    payload: Int = size - _CRC_BYTES
+    payload: Int = size - CRC_BYTES
     if c.crc32c(packed.ctypes.data, payload) != _number(packed, payload):
         return -1
     return payload
@@ -237,7 +236,7 @@ def _lz4_block(
     c: _Functions, packed: _Bytes, size: Int, at: Int, target: Int, wanted: Int, full: Int
 ) -> bool:
     """Decode the first bytes of the block at offset `at` of a Blosc buffer."""
-    if at < _BLOSC_HEADER_BYTES or at + 4 > size:
+    if at < BLOSC_HEADER_BYTES or at + 4 > size:
         return False
     length = _number(packed, at)
     if length < 1 or length > size - at - 4:
@@ -257,11 +256,11 @@ def _lz4_blocks(
     A window of five frames needs, on average, 6.5 of the 8 frames in its two chunks.
     """
     block = _number(packed, 8)
-    if not 1 <= block <= total or (total + block - 1) // block > (size - _BLOSC_HEADER_BYTES) // 4:
+    if not 1 <= block <= total or (total + block - 1) // block > (size - BLOSC_HEADER_BYTES) // 4:
         return False
     for number in range((wanted + block - 1) // block):
         done = number * block
-        at = _number(packed, _BLOSC_HEADER_BYTES + 4 * number)
+        at = _number(packed, BLOSC_HEADER_BYTES + 4 * number)
         full = min(block, total - done)
         part = min(full, wanted - done)
         if not _lz4_block(c, packed, size, at, target + done, part, full):
@@ -271,15 +270,15 @@ def _lz4_blocks(
 
 def _blosc(c: _Functions, packed: _Bytes, size: Int, target: Int, wanted: Int, total: Int) -> bool:
     """Decode the first bytes of a Blosc-1 buffer, if it is LZ4 or a copy without filters."""
-    if size < _BLOSC_HEADER_BYTES or packed[0] != _BLOSC_VERSION:
+    if size < BLOSC_HEADER_BYTES or packed[0] != _BLOSC_VERSION:
         return False
     if _number(packed, 4) != total or _number(packed, 12) != size:
         return False
     flags = packed[2]
     if flags & _COPY:
-        if size != total + _BLOSC_HEADER_BYTES:
+        if size != total + BLOSC_HEADER_BYTES:
             return False
-        c.memcpy(target, np.int64(packed.ctypes.data) + _BLOSC_HEADER_BYTES, wanted)
+        c.memcpy(target, np.int64(packed.ctypes.data) + BLOSC_HEADER_BYTES, wanted)
         return True
     is_whole = packed[3] == 1 or (flags & _WHOLE_BLOCKS != 0 and packed[3] != 0)
     if flags & _FILTERS or flags >> 5 != _LZ4 or packed[1] != _LZ4 or not is_whole:

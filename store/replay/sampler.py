@@ -655,12 +655,12 @@ class Sampler:
         if self._priorities is not None:
             self._priorities.bind(index, groups.by_episode(index.lengths))
         arrays, frames = self.backend.arrays(), self.backend.frames
-        self._gather.bind(arrays, index.rows(index.lengths), frames)
+        self._gather.bind(arrays, index, frames)
         if self._sequences is not None:
             starts = index.sequence_starts(self.config.sequence_length)
             groups = group_draws(index, starts, eligibility, self.config, datasets)
             self._sequence_draws.bind(groups.counts, groups.shares)
-            self._sequences.bind(arrays, index.rows(starts), frames)
+            self._sequences.bind(arrays, index, frames)
 
     def _digest(self) -> str:
         if not self._hashed:

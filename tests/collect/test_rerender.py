@@ -157,7 +157,9 @@ def test_a_car_that_is_nowhere_near_is_a_problem_of_its_segment(copied, monkeypa
     original = Segment.world_records
 
     def far(segment):
-        record, *more = original(segment) or ()
+        records = original(segment)
+        assert records is not None
+        record, *more = records
         assert record is not None
         far_m = 1e300 if segment.id == first else 0.0
         return [dataclasses.replace(record, ego=record.ego + far_m), *more]

@@ -25,12 +25,7 @@ from avtd3.tests.store.segments import feed, make_episode, make_spec, make_write
 SPEC = make_spec()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def disk():
-    """No waiting for the disk: that every byte reaches it cannot be tested here anyway."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def write(path, *seeds, collector="tester"):

@@ -7,7 +7,6 @@ says that it is gone.
 
 import contextlib
 import errno
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -247,12 +246,7 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.root)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def disk():
-    """No waiting for the disk: that every byte reaches it cannot be tested here anyway."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 FAST = settings(

@@ -41,13 +41,13 @@ def swallow_a_full_disk(patch):
 
 def publish_twice(patch):
     """What is visible although the last fsync failed is kept, as if it were not."""
-    drop = writer.SegmentWriter._drop
+    drop = writer.PendingSegment.drop_whole
 
-    def drop_unless_failing(self, published):
+    def drop_unless_failing(self):
         if sys.exc_info()[0] is None:
-            drop(self, published)
+            drop(self)
 
-    patch.setattr(writer.SegmentWriter, "_drop", drop_unless_failing)
+    patch.setattr(writer.PendingSegment, "drop_whole", drop_unless_failing)
 
 
 def leave_staging_behind(patch):

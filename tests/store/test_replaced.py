@@ -54,6 +54,13 @@ def test_replaced_segments_are_ignored_while_they_exist(dataset, merged):
     assert len(dataset.segment_ids()) == 3
 
 
+def test_what_others_wrote_into_a_provenance_has_a_digest(dataset):
+    publish(dataset, 1, now=1)
+    (segment,) = dataset.snapshot().segments
+    segment.provenance["x"] = float("nan")
+    assert len(origins(segment)[0]["provenance_digest"]) == 64
+
+
 def test_replaced_segments_count_while_the_new_one_cannot_be_opened(dataset, merged):
     old, place, aside = merged
     aside.rename(place)

@@ -32,12 +32,7 @@ from avtd3.tests.store.segments import assert_holds, make_episode, make_spec, wr
 SPEC = make_spec()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def disk():
-    """No waiting for the disk: that every byte reaches it cannot be tested here anyway."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 LENGTHS = (5, 1, 9, 2)
@@ -450,6 +445,8 @@ def test_a_manifest_that_claims_the_moon_allocates_nothing(dataset):
         ({"files": None}, SegmentCorruptError),
         ({"provenance": []}, SegmentCorruptError),
         ({"digest": 3}, SegmentCorruptError),
+        ({"digest": "\ud800"}, SegmentCorruptError),
+        ({"files": [{"path": "a", "size": 1, "sha256": "\ud800"}]}, SegmentCorruptError),
         ({"surprise": 1}, SegmentCorruptError),
     ],
 )

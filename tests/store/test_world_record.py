@@ -11,6 +11,7 @@ import zarr
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from avtd3.store import world_record
 from avtd3.store.audit.audit import audit
 from avtd3.store.dataset import Dataset
 from avtd3.store.errors import SegmentCorruptError, SpecError
@@ -192,6 +193,16 @@ def test_what_a_segment_claims_of_its_states_is_limited(tmp_path):
     for read in (segment.world_records, segment.map_digests):
         with pytest.raises(SegmentCorruptError, match="bytes in memory, expected at most 10"):
             read()
+
+
+def test_a_setup_that_is_no_json_is_refused(tmp_path, monkeypatch):
+    record = dataclasses.replace(make_record(4), setup={**make_record(4).setup, "x": np.nan})
+    with monkeypatch.context() as patch:
+        patch.setattr(world_record, "canonical_json", lambda value: json.dumps(value).encode())
+        dataset = written(tmp_path / "data", [record], [4])
+    (segment,) = dataset.snapshot().segments
+    with pytest.raises(SegmentCorruptError, match="not JSON compliant"):
+        list(episode_digests(segment))
 
 
 def test_states_that_do_not_fit_their_episodes_are_refused(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 import dataclasses
 import errno
-import os
 import re
 import signal
 import subprocess
@@ -38,13 +37,7 @@ from avtd3.tests.store.segments import (
     write_dataset,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def disk():
-    """No waiting for the disk: that every byte reaches it cannot be tested here anyway."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 specs = st.builds(

@@ -64,7 +64,7 @@ def test_settling_changes_no_frame(count):
     settled = buffer.settled()
     assert settled.codec.name == "raw"
     assert settled.settled() is settled
-    assert [chunk[:-4] for chunk in settled.encoded(count)] == [f.tobytes() for f in frames]
+    assert [chunk[:-4] for chunk in settled.encoded(count).chunks] == [f.tobytes() for f in frames]
 
 
 def noisy_episode(spec, length, seed):

@@ -203,14 +203,16 @@ def test_a_source_counts_what_arrives_without_following(world, tmp_path):
 
 
 def test_the_error_that_ends_the_work_is_raised_after_the_results():
+    refused = ((0, "a"), SegmentCorruptError("damaged"))
+
     def work():
-        yield 1
+        yield refused
         yield None
         raise OSError("gone")
 
     filling = BackgroundDecoder(work())
     filling._thread.join()
-    assert filling.take() == ([1], False)
+    assert filling.take() == ([refused], False)
     for _ in range(2):
         with pytest.raises(OSError, match="gone"):
             filling.take()
