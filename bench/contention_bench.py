@@ -26,7 +26,7 @@ from pathlib import Path
 
 from replay_frames import open_frames
 
-from avtd3.learn.openmp import limit_spinning
+from avtd3.learn.threads import limit_spinning
 
 FRAMES = 4_000
 CASES = ("idle", "1 busy process", "2 busy processes", "collector, 2 workers")

@@ -32,7 +32,7 @@ def main() -> None:
     print("| checkpoint | fitted value | low | high |\n| --- | ---: | ---: | ---: |")
     for path in list_checkpoints(options.run / CHECKPOINTS):
         state = create_state(dataset.spec, config.network, config.td3, cpu, seed=0)
-        load_checkpoint(path, state, torch.Generator())
+        load_checkpoint(path, state, None)
         found = evaluate(state, itertools.islice(dataset.episodes(), options.episodes))
         cells = (f"{found[name]:.2f}" if name in found else "none" for name in NAMES)
         print(f"| {path.name} | {' | '.join(cells)} |")

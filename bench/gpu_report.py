@@ -36,7 +36,6 @@ from avtd3.learn.batch import Batch, DeviceFrameCache, to_batch
 from avtd3.learn.callbacks import CallbackList
 from avtd3.learn.config import LearnConfig
 from avtd3.learn.device import make_updater, map_tensors
-from avtd3.learn.networks import split_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, create_state, state_of, update
 from avtd3.learn.trainer import Trainer, train
 from avtd3.store.dataset import Dataset
@@ -193,8 +192,7 @@ def graphs(spec: EpisodeSpec, draws: list[Transitions]) -> dict[str, Any]:
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:
-    pixels = (batch.observation.pixels, batch.next_observation.pixels)
-    return [*(part for each in pixels for part in split_pixels(each)), batch.action]
+    return [*batch.observation.pixels, *batch.next_observation.pixels, batch.action]
 
 
 def device_frames(data: Path, work: Path) -> dict[str, Any]:

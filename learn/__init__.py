@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from avtd3.learn.analysis.run_page import RunPageCallback
     from avtd3.learn.callbacks import ProgressCallback, TrainCallback
     from avtd3.learn.config import LearnConfig
-    from avtd3.learn.gradient_clip import ClipConfig
     from avtd3.learn.guards.alerts import Alert
     from avtd3.learn.guards.config import ActionLimitConfig, CnnRateConfig, GuardConfig
     from avtd3.learn.networks import NetworkConfig
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from avtd3.learn.policy_store import PolicyStore
     from avtd3.learn.replay_dataset import ReplayDataset
     from avtd3.learn.report import LearnProgress, LearnReport
-    from avtd3.learn.td3 import TD3Config
+    from avtd3.learn.td3 import ClipConfig, TD3Config
     from avtd3.learn.trainer import train
 
 __all__ = [
@@ -49,7 +48,7 @@ _MODULES = {
     "ActionLimitConfig": "guards.config",
     "Alert": "guards.alerts",
     "CardConfig": "policy_export",
-    "ClipConfig": "gradient_clip",
+    "ClipConfig": "td3",
     "CnnRateConfig": "guards.config",
     "GuardConfig": "guards.config",
     "LearnConfig": "config",

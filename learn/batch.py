@@ -3,8 +3,8 @@
 ==================== ===================== =========================================
 field                dtype                 shape and range
 ==================== ===================== =========================================
-observation.pixels   float32 or bfloat16   (B, K*C, H, W), 0..255, channels_last; a tuple of
-                                           such, one for each of several streams
+observation.pixels   float32 or bfloat16   (B, K*C, H, W) for each stream of images, 0..255,
+                                           channels_last
 observation.vector   float32               (B, V), normalised
 action               float32               (B, A), within the spec's bounds
 reward               float32               (B,), n-step sum
@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avtd3.learn.networks import ObservationBatch, Pixels, join_pixels, to_pixels
+from avtd3.learn.networks import ObservationBatch, to_pixels
 from avtd3.learn.ranks import ALONE, Ranks
 from avtd3.store.errors import ConfigError
 from avtd3.store.replay.cache import FrameArray
@@ -113,17 +113,15 @@ def to_batch(
     """
     if stacks is None:
         stacks = [_send_stacks(stream, device) for stream in transitions.streams.values()]
-    pixels = _convert_all(stacks, dtype, shift)
-    vectors = [
-        _send_if_any(vector, device)
-        for vector in (transitions.observation_vector, transitions.next_observation_vector)
-    ]
+    before, after = _convert_all(stacks, dtype, shift)
+    vector = _send_if_any(transitions.observation_vector, device)
+    next_vector = _send_if_any(transitions.next_observation_vector, device)
     return Batch(
-        observation=ObservationBatch(pixels=pixels[0], vector=vectors[0]),
+        observation=ObservationBatch(pixels=before, vector=vector),
         action=_send(transitions.action, device, copy=True),
         reward=_send(transitions.reward, device, copy=True),
         discount=_send(transitions.discount, device, copy=True),
-        next_observation=ObservationBatch(pixels=pixels[1], vector=vectors[1]),
+        next_observation=ObservationBatch(pixels=after, vector=next_vector),
         weight=_send_if_any(transitions.weight, device),
         bc_mask=_send_if_any(transitions.bc_mask, device),
         bc_action=_send_if_any(transitions.bc_action, device),
@@ -139,13 +137,16 @@ def flatten_sequences(
 ) -> Batch:
     """Move S sequences of L steps to the device as S * L transitions, one after another."""
     length = sequences.action.shape[1]
-    pairs = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for name, windows in sequences.streams.items():
         frames = _send(windows, device)  # (S, (K - 1) stride + L + 1, C, H, W)
         reach, stride = frames.shape[1] - length, sequences.strides[name]
         stacks = frames.unfold(1, reach, 1)[..., ::stride].movedim(-1, 2)  # (S, L + 1, K, C, H, W)
-        pairs.append([each.flatten(0, 1).flatten(1, 2) for each in (stacks[:, :-1], stacks[:, 1:])])
-    pixels = _convert_all([(before, after) for before, after in pairs], dtype, shift)
+        before, after = (
+            each.flatten(0, 1).flatten(1, 2) for each in (stacks[:, :-1], stacks[:, 1:])
+        )
+        pairs.append((before, after))
+    pixels = _convert_all(pairs, dtype, shift)
     vectors: list[Tensor | None] = [None, None]
     if sequences.vector is not None:
         vector = _send(sequences.vector, device, copy=True)
@@ -272,12 +273,10 @@ def _send_stacks(stream: StreamBatch, device: torch.device) -> tuple[Tensor, Ten
 
 def _convert_all(
     stacks: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, shift: RandomShift | None
-) -> tuple[Pixels | None, Pixels | None]:
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Convert the stacks before and after of each stream to pixels."""
-    if not stacks:
-        return None, None
-    before, after = zip(*(_convert(*pair, dtype, shift) for pair in stacks), strict=True)
-    return join_pixels(before), join_pixels(after)
+    pairs = [_convert(*pair, dtype, shift) for pair in stacks]
+    return tuple(before for before, _ in pairs), tuple(after for _, after in pairs)
 
 
 def _convert(

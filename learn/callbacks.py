@@ -6,7 +6,6 @@ from pathlib import Path
 
 from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.report import LearnProgress, LearnReport
-from avtd3.store.status import Heartbeat
 
 PROGRESS_INTERVAL_S = 0.1
 """Shortest time between two calls of `TrainCallback.on_progress`, in seconds."""
@@ -96,21 +95,6 @@ class ProgressCallback(TrainCallback):
     def on_progress(self, progress: LearnProgress) -> None:
         """Call the first function."""
         self._on_progress(progress)
-
-
-class StatusCallback(TrainCallback):
-    """Write heartbeats of the run, for ``avtd3 status`` and for collectors that wait for it.
-
-    Args:
-        heart: What writes them; it begins with the first progress of the run.
-    """
-
-    def __init__(self, heart: Heartbeat) -> None:
-        self._heart = heart
-
-    def on_progress(self, progress: LearnProgress) -> None:
-        """Pass the progress on."""
-        self._heart.update(**progress.status())
 
 
 class CallbackList:

@@ -146,9 +146,7 @@ class CheckpointMetadata:
         return {key: getattr(self, name) for name, key in _keys().items()}
 
     @classmethod
-    def from_json(
-        cls, document: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
-    ) -> Self:
+    def from_json(cls, document: Mapping[str, Any], path: Path) -> Self:
         """Read a document; raise `CheckpointError` if a key is missing or invalid."""
         kinds = typing.get_type_hints(cls)
         given = {
@@ -157,7 +155,7 @@ class CheckpointMetadata:
             if key in document
         }
         try:
-            return cls(arrays=dict(arrays), **given)
+            return cls(**given)
         except TypeError as error:
             raise _invalid(path, f"{DOCUMENT} is incomplete ({error})") from error
 
@@ -211,9 +209,12 @@ def state_bytes(
 
 
 def load_state(
-    data: bytes, state: TD3State, noise: torch.Generator, path: Path
+    data: bytes, state: TD3State, noise: torch.Generator | None, path: Path
 ) -> dict[str, NDArray[Any]]:
-    """Load what `state_bytes` returned, in place; return the arrays of a sampler."""
+    """Load what `state_bytes` returned, in place; return the arrays of a sampler.
+
+    Without `noise`, ignore the random state, which only a generator on the run's device can take.
+    """
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
@@ -223,6 +224,8 @@ def load_state(
         for name in sorted(tensors)
         if name.startswith(_SAMPLER)
     }
+    if noise is None:
+        tensors.pop(_NOISE, None)
     _restore(state, noise, tensors, path)
     return arrays
 
@@ -236,8 +239,10 @@ def fix_replaced(directory: Path) -> None:
                 files.remove_tree(replaced)
 
 
-def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> CheckpointMetadata:
-    """Load a checkpoint into networks and optimisers of the same settings, in place."""
+def load_checkpoint(
+    path: Path, state: TD3State, noise: torch.Generator | None
+) -> CheckpointMetadata:
+    """Load a checkpoint into networks and optimisers of the same settings; see `load_state`."""
     document = _read_document(path)
     try:
         expected = document["tensors"]["sha256"]
@@ -248,11 +253,10 @@ def load_checkpoint(path: Path, state: TD3State, noise: torch.Generator) -> Chec
         raise _invalid(path, f"its tensors cannot be read ({error})") from error
     if files.sha256(data) != expected:
         raise _invalid(path, f"the SHA-256 of {TENSORS} differs from the one in {DOCUMENT}")
-    metadata = CheckpointMetadata.from_json(document, {}, path)
+    metadata = CheckpointMetadata.from_json(document, path)
     arrays = load_state(data, state, noise, path)
-    metadata = dataclasses.replace(metadata, arrays=arrays)
     state.updates = metadata.updates
-    return metadata
+    return dataclasses.replace(metadata, arrays=arrays)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -307,7 +311,7 @@ def _parameters_of(state: TD3State) -> Iterator[tuple[str, nn.Parameter, torch.o
 
 
 def _restore(
-    state: TD3State, noise: torch.Generator, tensors: dict[str, Tensor], path: Path
+    state: TD3State, noise: torch.Generator | None, tensors: dict[str, Tensor], path: Path
 ) -> None:
     for prefix, p, optimizer in _parameters_of(state):
         if f"{prefix}step" in tensors:  # Adam has no moments before the first step
@@ -316,7 +320,7 @@ def _restore(
                 "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
             }
-    targets = _tensors_of(state) | {_NOISE: noise.get_state()}
+    targets = _tensors_of(state) | ({} if noise is None else {_NOISE: noise.get_state()})
     if targets.keys() != tensors.keys():
         names = ", ".join(sorted(targets.keys() ^ tensors.keys())[:5])
         raise CheckpointError(
@@ -333,7 +337,8 @@ def _restore(
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(tensors[name])
-    noise.set_state(tensors[_NOISE])
+    if noise is not None:
+        noise.set_state(tensors[_NOISE])
 
 
 def _read_document(path: Path) -> dict[str, Any]:
@@ -396,9 +401,12 @@ class CheckpointManager:
         return self._load(found[-1], state, noise) if found else None
 
     def roll_back(
-        self, updates: int, state: TD3State, noise: torch.Generator
+        self, updates: int, state: TD3State, noise: torch.Generator | None
     ) -> tuple[CheckpointMetadata, Path | None]:
-        """Load a checkpoint, and move all later ones to ``RUN/rolled-back/NNN``, newest first."""
+        """Load a checkpoint, and move all later ones to ``RUN/rolled-back/NNN``, newest first.
+
+        Without `noise`, its random state is ignored.
+        """
         fix_replaced(self._directory)
         found = {updates_of(path): path for path in list_checkpoints(self._directory)}
         if updates not in found:
@@ -439,7 +447,9 @@ class CheckpointManager:
         prune_checkpoints(self._run / EMERGENCY, _EMERGENCIES_KEPT, ())
         return path
 
-    def _load(self, path: Path, state: TD3State, noise: torch.Generator) -> CheckpointMetadata:
+    def _load(
+        self, path: Path, state: TD3State, noise: torch.Generator | None
+    ) -> CheckpointMetadata:
         metadata = load_checkpoint(path, state, noise)
         if metadata.spec_digest != self._spec.digest:
             raise SpecError(

@@ -6,7 +6,7 @@ from avtd3.learn.device import PRECISIONS
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.metrics import metric
 from avtd3.learn.networks import NetworkConfig
-from avtd3.learn.td3 import ACTOR_LOSSES, TD3Config
+from avtd3.learn.td3 import ALGORITHMS, TD3Config
 from avtd3.learn.threads import AUTO
 from avtd3.store.errors import ConfigError, check_settings
 from avtd3.store.replay.config import ReplayConfig
@@ -109,25 +109,25 @@ class LearnConfig:
         return updates % self.checkpoint_every == 0 or updates in self.milestones
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(
-            ("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints"), 1
-        ) | {"evaluate_every": 1, "evaluate_episodes": 1}
-        for name in ("seed", "learning_starts", "updates_per_step", "keep_policies"):
-            least[name] = 0
-        least["mirror_bytes"] = 1
-        names = (least | {"decay_from": 0, "image_shift": 0}).items()
+        above_zero = (
+            *("updates", "log_every", "publish_every", "checkpoint_every", "keep_checkpoints"),
+            *("evaluate_every", "evaluate_episodes", "mirror_bytes"),
+        )
+        others = ("seed", "learning_starts", "updates_per_step", "keep_policies")
+        least = dict.fromkeys(above_zero, 1)
+        least |= dict.fromkeys((*others, "decay_from", "image_shift"), 0)
         known, best = metric(self.keep_best), self.keep_best
         has_direction = known is not None and bool(known.better)
         is_measured = bool(self.replay.held_out) or not best.startswith("offline/")
         check_settings(
             self,
             "learn.",
-            *((name, getattr(self, name) >= low, f"{low} or above") for name, low in names),
+            *((name, getattr(self, name) >= low, f"{low} or above") for name, low in least.items()),
             ("seed", self.seed < 1 << 64, "0..2^64 - 1"),
             ("decay_to", 0.0 < self.decay_to <= 1.0, "above 0, at most 1"),
             ("refresh_seconds", self.refresh_seconds > 0.0, "above 0 seconds"),
             ("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}"),
-            ("algorithm", self.algorithm in ACTOR_LOSSES, f"one of {tuple(ACTOR_LOSSES)}"),
+            ("algorithm", self.algorithm in ALGORITHMS, f"one of {ALGORITHMS}"),
             (
                 "threads",
                 self.threads == AUTO or (type(self.threads) is int and self.threads >= 0),
@@ -144,14 +144,16 @@ class LearnConfig:
                 "another metric, or learn.replay.held_out above 0 (such as 0.05) to measure it",
             ),
         )
-        features = self.td3.critic_features
-        is_own = features == "own" or not self.network.shared_encoder
-        expected = "own with learn.network.shared_encoder"
-        inputs = (self.network.actor_inputs, self.network.critic_inputs)
-        is_same = features == "own" or inputs[0] == inputs[1]
-        same = "own with different learn.network.actor_inputs and critic_inputs"
-        checks = (("critic_features", is_own, expected), ("critic_features", is_same, same))
-        check_settings(self.td3, "learn.td3.", *checks)
+        network, is_own = self.network, self.td3.critic_features == "own"
+        is_same = network.actor_inputs == network.critic_inputs
+        other = "own with different learn.network.actor_inputs and critic_inputs"
+        shared = "own with learn.network.shared_encoder"
+        check_settings(
+            self.td3,
+            "learn.td3.",
+            ("critic_features", is_own or not network.shared_encoder, shared),
+            ("critic_features", is_own or is_same, other),
+        )
         for name in ("imitate", "imitate_expert"):
             value = getattr(self.replay, name)
             if value and not self.td3.bc_alpha and self.algorithm == "td3":

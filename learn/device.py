@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,12 +66,9 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and (number := local_rank()) is not None:
         name = f"cuda:{number}"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"learn.device is {name!r}, expected auto, cpu, cuda or cuda:N"
-        ) from error
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise ConfigError(f"learn.device is {name!r}, expected auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"learn.device is {name!r}, but this machine has {torch.cuda.device_count()} GPUs; use "
@@ -276,11 +274,13 @@ def _side_stream(device: torch.device) -> Iterator[None]:
 
 
 def map_tensors(change: Callable[[Tensor], Tensor], tree: _Tree) -> _Tree:
-    """Apply a function to every tensor of a nest of dataclasses and tuples."""
+    """Apply a function to every tensor of a nest of dataclasses, tuples and dictionaries."""
     if isinstance(tree, Tensor):
         return change(tree)  # type: ignore[return-value]  # a tensor again
     if isinstance(tree, tuple):
         return tuple(map_tensors(change, item) for item in tree)  # type: ignore[return-value]
+    if isinstance(tree, dict):
+        return {k: map_tensors(change, v) for k, v in tree.items()}  # type: ignore[return-value]
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         values = {
             f.name: map_tensors(change, getattr(tree, f.name)) for f in dataclasses.fields(tree)

@@ -3,8 +3,7 @@
 Compare the TD error on held-out episodes with that in training to detect overfitting. Compare
 values with the returns that followed to detect overestimation; their correlation shows whether the
 critic ranks states correctly. The difference between the actor's and the data's actions shows how
-far the critic extrapolates. A fitted value estimates the return of the actor's own drives, see
-`avtd3.learn.fitted_value`.
+far the critic extrapolates. `fitted_value` estimates the return of the actor's own drives.
 """
 
 import dataclasses
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.fitted_value import FittedEpisode, fitted_value
 from avtd3.learn.metrics import REWARD_TERMS
-from avtd3.learn.networks import ObservationBatch, evaluating, join_pixels, to_pixels
+from avtd3.learn.networks import ObservationBatch, evaluating, to_pixels
 from avtd3.learn.td3 import TD3Config, TD3State, scale_reward, target_value
 from avtd3.store.episode import Episode
 from avtd3.store.replay.cache import EpisodeSummary
@@ -44,6 +42,16 @@ _CHUNK = 256
 """Steps that are evaluated at once."""
 _FEATURES, _OWN_FEATURES = "features", "own_features"
 """Columns of the critics' last hidden layers, at the actions of the data and of the actor."""
+FOLDS = 5
+RIDGE = 1e-3
+"""Weight of the penalty on `w`, relative to the mean square of the features."""
+ROUNDS = 4_000
+"""Largest number of repetitions."""
+TOLERANCE = 1e-6
+DIVERGED = 1e9
+"""Factor by which `w` may exceed the first one before the fit is given up."""
+RESAMPLES = 2_000
+LEVEL = 0.95
 
 
 class EpisodeMetrics:
@@ -119,6 +127,20 @@ def _policy_lag(new: EpisodeSummary, version: int | None) -> dict[str, float]:
     return {f"run/policy_lag{which}": float(lag) for which, lag in found.items()}
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FittedEpisode:
+    """Features of an episode of T steps."""
+
+    features: NDArray[np.floating]
+    """(T, D), psi of each step's state and action."""
+    own: NDArray[np.floating]
+    """(T + 1, D), psi of each state, the last one included, and the policy's action there."""
+    reward: NDArray[np.float64]
+    """(T,)."""
+    discount: NDArray[np.float64]
+    """(T,): 0 after the last step of a terminated episode, else gamma."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class HeldOutEvaluator:
     """Evaluate networks on held-out episodes."""
@@ -150,9 +172,8 @@ class HeldOutEvaluator:
             returns = steps["offline/return"].astype(np.float64)
             found |= _correlation(returns, returns + steps["offline/q_excess"])
         if (value := fitted_value(fitted)) is not None:
-            found["offline/fitted_value"] = value.mean
-            found["offline/fitted_value_low"] = value.low
-            found["offline/fitted_value_high"] = value.high
+            names = (f"offline/fitted_value{end}" for end in ("", "_low", "_high"))
+            found |= dict(zip(names, value, strict=True))
         return found | {"offline/episodes": float(count)}
 
     def _evaluate(self, state: TD3State, episode: Episode) -> dict[str, NDArray[np.float32]]:
@@ -234,7 +255,7 @@ class HeldOutEvaluator:
             parts.append(to_pixels(stacks.to(self.device), self.autocast or torch.float32))
         if self.spec.vector_names:
             vector = torch.from_numpy(episode.vectors[start:stop]).to(self.device)
-        return ObservationBatch(pixels=join_pixels(parts), vector=vector)
+        return ObservationBatch(pixels=tuple(parts), vector=vector)
 
 
 def discounted_returns(reward: NDArray[np.float32], gamma: float) -> NDArray[np.float32]:
@@ -252,3 +273,76 @@ def _correlation(returns: NDArray[np.float64], q: NDArray[np.float64]) -> dict[s
     if returns.std() == 0.0 or q.std() == 0.0:
         return {}
     return {"offline/q_correlation": float(np.corrcoef(returns, q)[0, 1])}
+
+
+def fitted_value(episodes: list[FittedEpisode]) -> tuple[float, float, float] | None:
+    """Estimate the policy's mean discounted return from the states of the episodes on.
+
+    Return the mean over all states and its 95 % interval (percentile bootstrap over the episodes);
+    None with fewer than two episodes, or without a fixed point.
+
+    The critic's own values are too high where it was trained on its own actions. So a linear
+    function of the critics' last hidden layers is fitted to the episodes: ``w <- argmin |psi(s, a)
+    w - r - discount * psi(s', pi(s')) w_old|^2 + ridge |w|^2``, repeated until `w` stays the same
+    (fitted Q evaluation: Le, Voloshin & Yue 2019; with linear functions its fixed point is that of
+    LSTD-Q: Lagoudakis & Parr 2003). Each episode is rated by a function that was fitted to others.
+    """
+    if len(episodes) < 2:
+        return None
+    scale = np.sqrt(np.mean([np.square(e.features).mean() for e in episodes])) or 1.0
+    folds = min(FOLDS, len(episodes))
+    sums = [_moments(episodes[fold::folds], scale) for fold in range(folds)]
+    values = np.empty(len(episodes))
+    for fold in range(folds):
+        weights = _fit(*_total([*sums[:fold], *sums[fold + 1 :]]))
+        if weights is None:
+            return None
+        for number in range(fold, len(episodes), folds):
+            values[number] = (_with_bias(episodes[number].own[:-1], scale) @ weights).mean()
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(values), size=(RESAMPLES, len(values)))
+    tail = (1.0 - LEVEL) / 2.0
+    low, high = np.quantile(values[drawn].mean(axis=1), (tail, 1.0 - tail))
+    return float(values.mean()), float(low), float(high)
+
+
+def _with_bias(features: NDArray[np.floating], scale: float) -> NDArray[np.float64]:
+    """Return features (N, D + 1) of about unit size, with a constant."""
+    return np.concatenate([features.astype(np.float64) / scale, np.ones((len(features), 1))], 1)
+
+
+_Moments = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _moments(episodes: list[FittedEpisode], scale: float) -> _Moments:
+    """Return ``psi' psi``, ``psi' (discount * next psi)`` and ``psi' r``, summed over steps."""
+    found = []
+    for episode in episodes:
+        now, after = (_with_bias(x, scale) for x in (episode.features, episode.own[1:]))
+        after *= episode.discount[:, None]
+        found.append((now.T @ now, now.T @ after, now.T @ episode.reward))
+    return _total(found)
+
+
+def _total(moments: Sequence[_Moments]) -> _Moments:
+    gram, cross, target = (np.sum(parts, axis=0) for parts in zip(*moments, strict=True))
+    return gram, cross, target
+
+
+def _fit(
+    gram: NDArray[np.float64], cross: NDArray[np.float64], target: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """Return the fixed point of the repeated regressions; None if there is none."""
+    steps = gram[-1, -1]
+    inverse = np.linalg.inv(gram + RIDGE * steps * np.eye(len(gram)))
+    transition, weights = inverse @ cross, inverse @ target
+    start = weights
+    for _ in range(ROUNDS):
+        after = start + transition @ weights
+        change = float(np.abs(after - weights).max())
+        weights = after
+        if not change < DIVERGED * (1.0 + float(np.abs(start).max())):
+            return None
+        if change <= TOLERANCE * max(1.0, float(np.abs(weights).max())):
+            return weights
+    return None

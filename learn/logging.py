@@ -23,9 +23,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 from avtd3.learn.checkpoints import as_json, read_as
-from avtd3.learn.gradient_clip import GradientNorms
 from avtd3.learn.metrics import metric
-from avtd3.learn.td3 import ActorTerms, CriticTerms, Update
+from avtd3.learn.td3 import ActorTerms, CriticTerms, GradientNorms, Update
 from avtd3.store.errors import CheckpointError
 from avtd3.store.render.media import encode, frame_image
 
@@ -97,9 +96,9 @@ def feature_scalars(name: str, state: Tensor, count: int) -> dict[str, Tensor]:
 
 def _norm_scalars(name: str, norms: GradientNorms) -> dict[str, Tensor]:
     return {
-        f"{name}_{part}/grad_norm_{when}": getattr(norms, f"{part}_{when}")
-        for part in ("cnn", "mlp")
-        for when in ("before", "after")
+        f"{name}_{part}/grad_norm_{when}": values[part]
+        for part in norms.before
+        for when, values in (("before", norms.before), ("after", norms.after))
     }
 
 
@@ -263,7 +262,7 @@ class MetricLogger:
         on_write: Callable[[int, Mapping[str, float]], None] = lambda *_: None,
     ) -> None:
         self.newest: dict[str, float] = {}
-        """The newest value of each metric in this process lifetime."""
+        """The newest value of each metric since `start`."""
         self._directory, self._feature_count, self._on_write = directory, features, on_write
         self._settings = settings
         self._writer: EventWriter | None = None
@@ -281,6 +280,7 @@ class MetricLogger:
         """Open a new event file, which begins with the next update, `first_step`."""
         self.close()
         self._clear()
+        self.newest = {}  # after a rollback, none of what went wrong
         if state:
             collected = read_as(_Collected, state, "the checkpoint's metrics")
             if any(metric(name) is None for name in collected.actor):
@@ -378,5 +378,4 @@ class MetricLogger:
             return {}
         device = next(iter(scalars.values())).device
         values = torch.stack([value.to(device, torch.float32) for value in scalars.values()])
-        found = dict(zip(scalars, values.tolist(), strict=True))
-        return {n: value for n, value in found.items() if self._feature_count or "_cnn/" not in n}
+        return dict(zip(scalars, values.tolist(), strict=True))

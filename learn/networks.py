@@ -15,7 +15,7 @@ import dataclasses
 import fnmatch
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Self, TypeAlias
+from typing import Self
 
 import numpy as np
 import torch
@@ -41,8 +41,6 @@ LEAKY_SLOPE = 0.01
 _CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
 _STAGES = (16, 32, 32, 32, 32, 32, 32, 32)  # channels of the stages of a residual CNN
 _FEWEST_STAGES, _LAST_SIDE = 3, 16
-Pixels: TypeAlias = Tensor | tuple[Tensor, ...]
-"""Pixels of the only stream, or of each of several, in the order of their names."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,18 +124,13 @@ IMAGE_INPUT = "image"
 """Name of the images among the inputs."""
 
 
-def input_columns(spec: EpisodeSpec, inputs: Sequence[str], setting: str) -> tuple[int, ...]:
+def input_columns(spec: EpisodeSpec, config: NetworkConfig, setting: str) -> tuple[int, ...]:
     """Return the places in the vector of a network's inputs, in the order of the spec.
 
-    Args:
-        spec: The spec of the data.
-        inputs: Names, with ``*`` and ``?`` as in the shell; empty selects all.
-        setting: Name of the setting, for messages.
-
-    Raises:
-        ConfigError: If a name matches nothing, or if the network would see nothing.
+    `setting` is ``actor_inputs`` or ``critic_inputs``. Raise `ConfigError` if one of its names
+    matches nothing, or if the network would see nothing.
     """
-    names = spec.vector_names
+    names, inputs = spec.vector_names, getattr(config, setting)
     if not inputs:
         return tuple(range(len(names)))
     images = dict.fromkeys((IMAGE_INPUT, *spec.images)) if spec.images else {}
@@ -170,7 +163,7 @@ def input_streams(spec: EpisodeSpec, inputs: Sequence[str]) -> tuple[int, ...]:
 
 def actor_spec(spec: EpisodeSpec, config: NetworkConfig) -> EpisodeSpec:
     """Return the spec of what the actor sees, which is that of its policies."""
-    places = input_columns(spec, config.actor_inputs, "actor_inputs")
+    places = input_columns(spec, config, "actor_inputs")
     streams = input_streams(spec, config.actor_inputs)
     spec = spec.select([list(spec.images)[n] for n in streams])
     if len(places) == spec.vector_size:
@@ -192,11 +185,18 @@ def _is_width(value: object) -> bool:
 class ObservationBatch:
     """A batch of observations, ready for the networks."""
 
-    pixels: Pixels | None
-    """float (B, K*C, H, W) in 0..255, channels_last in memory; a tuple of such, one for each
-    stream in the order of their names, if there are several; None without a camera."""
+    pixels: tuple[Tensor, ...]
+    """float (B, K*C, H, W) in 0..255, channels_last in memory, for each stream of images in the
+    order of their names; empty without a camera."""
     vector: Tensor | None
     """float (B, V), normalised; None if the spec has no vector."""
+
+    def first(self, count: int) -> Self:
+        """Return the first observations, with pixels in float32."""
+        return type(self)(
+            pixels=tuple(part[:count].float() for part in self.pixels),
+            vector=None if self.vector is None else self.vector[:count],
+        )
 
 
 def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
@@ -207,29 +207,46 @@ def to_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack(frames.unbind(1), -1).to(dtype).permute(0, 3, 1, 2)
 
 
-def join_pixels(parts: Sequence[Tensor]) -> Pixels | None:
-    """Return the pixels of all streams as the networks take them."""
-    return None if not parts else parts[0] if len(parts) == 1 else tuple(parts)
+class _Cnn(nn.Module):
+    """Base of the CNNs: a linear layer from the last convolution to the features."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self._config, self._slope = config, _slope(config)
+
+    def add_head(self, inputs: int) -> None:
+        """Add the last layers; their parameters follow those of the convolutions."""
+        features, has_norm = self._config.features, self._config.feature_norm
+        self.linear = nn.Linear(inputs, features)
+        self.feature_norm = nn.LayerNorm(features) if has_norm else nn.Identity()
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Apply the activation between layers."""
+        return _activate(x, self._slope)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return features (B, F) of the last convolution's output (B, C', H', W')."""
+        # (B, H', W', C'): in channels_last memory, this order of the features needs no copy
+        return self.finish(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return features (..., F) from the output of the linear layer (..., F)."""
+        x, clamp = self.feature_norm(x), self._config.feature_clamp
+        uses_tanh = self._config.feature_activation == "tanh"
+        features = torch.tanh(x) if uses_tanh else self.activate(x)
+        return features.clamp(-clamp, clamp) if clamp else features
 
 
-def split_pixels(pixels: Pixels | None) -> tuple[Tensor, ...]:
-    """Return the pixels of each stream, of what `join_pixels` returned."""
-    return () if pixels is None else pixels if isinstance(pixels, tuple) else (pixels,)
-
-
-class Encoder(nn.Module):
+class Encoder(_Cnn):
     """Nature CNN: 32@8x8/4, 64@4x4/2, 64@3x3/1, then a linear layer to the features."""
 
     def __init__(self, image: ImageSpec, config: NetworkConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         if min(image.height, image.width) < MIN_IMAGE_SIDE:
             raise ConfigError(
                 f"image is {image.height}x{image.width} pixels, expected at least "
                 f"{MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE} for the CNN; collect larger frames"
             )
-        self._slope = _slope(config)
-        self._clamp = config.feature_clamp
-        self._tanh = config.feature_activation == "tanh"
         inputs, height, width = image.observation_shape
         convolutions: list[nn.Conv2d] = []
         norms: list[nn.Module] = []
@@ -240,8 +257,7 @@ class Encoder(nn.Module):
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
         self.convolutions = nn.ModuleList(convolutions)
         self.norms = nn.ModuleList(norms)
-        self.linear = nn.Linear(height * width * inputs, config.features)
-        self.feature_norm = nn.LayerNorm(config.features) if config.feature_norm else nn.Identity()
+        self.add_head(height * width * inputs)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return features (B, F) of float pixels (B, K*C, H, W) in 0..255."""
@@ -252,8 +268,7 @@ class Encoder(nn.Module):
             assert isinstance(convolution, nn.Conv2d)
             x = _convolve(x, convolution.weight, convolution.bias, convolution.stride[0])
             x = self.activate(norm(x))
-        # (B, H', W', 64): in channels_last memory, this order of the features needs no copy
-        return self.finish(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
+        return self.project(x)
 
     def scaled_first(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias of the first convolution for pixels in 0..255, not -1..1."""
@@ -261,14 +276,6 @@ class Encoder(nn.Module):
         assert isinstance(first, nn.Conv2d)
         assert first.bias is not None
         return first.weight / 127.5, first.bias - first.weight.sum((1, 2, 3))
-
-    def activate(self, x: Tensor) -> Tensor:
-        """Apply the activation between layers."""
-        return _activate(x, self._slope)
-
-    def finish(self, x: Tensor) -> Tensor:
-        """Return features (..., F) from the output of the linear layer (..., F)."""
-        return _finish(self.feature_norm(x), self._slope, self._clamp, uses_tanh=self._tanh)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -287,36 +294,28 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Te
     return functional.conv2d(wide, kernel, bias, (stride, 1))
 
 
-class ResidualEncoder(nn.Module):
+class ResidualEncoder(_Cnn):
     """IMPALA's CNN: stages of a convolution, a maximum over 3x3/2 and two residual blocks.
 
     ``conv_norm`` applies to the first convolution of each stage.
     """
 
     def __init__(self, image: ImageSpec, config: NetworkConfig) -> None:
-        super().__init__()
-        self._slope = _slope(config)
-        self._clamp, self._tanh = config.feature_clamp, config.feature_activation == "tanh"
+        super().__init__(config)
         inputs, height, width = image.observation_shape
         stages: list[nn.Module] = []
         for outputs in _STAGES[: residual_stages(image)]:
             stages.append(_Stage(inputs, outputs, config))
             inputs, height, width = outputs, -(-height // 2), -(-width // 2)
         self.stages = nn.ModuleList(stages)
-        self.linear = nn.Linear(height * width * inputs, config.features)
-        self.feature_norm = nn.LayerNorm(config.features) if config.feature_norm else nn.Identity()
+        self.add_head(height * width * inputs)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return features (B, F) of float pixels (B, K*C, H, W) in 0..255."""
         x = pixels / 127.5 - 1.0
         for stage in self.stages:
             x = stage(x)
-        x = _activate(x, self._slope)
-        return self.finish(self.linear(x.permute(0, 2, 3, 1).flatten(1)))
-
-    def finish(self, x: Tensor) -> Tensor:
-        """Return features (..., F) from the output of the linear layer (..., F)."""
-        return _finish(self.feature_norm(x), self._slope, self._clamp, uses_tanh=self._tanh)
+        return self.project(self.activate(x))
 
 
 class _Stage(nn.Module):
@@ -347,7 +346,7 @@ class StreamEncoders(nn.Module):
         super().__init__()
         self.streams = nn.ModuleDict({n: _encoder(image, config) for n, image in images.items()})
 
-    def forward(self, pixels: Sequence[Tensor]) -> Tensor:
+    def forward(self, *pixels: Tensor) -> Tensor:
         """Return features (B, F * streams) of the pixels of each stream."""
         parts = zip(self.streams.values(), pixels, strict=True)
         return torch.cat([encoder(each) for encoder, each in parts], dim=1)
@@ -369,7 +368,7 @@ def _encoder(image: ImageSpec, config: NetworkConfig, *, is_named: bool = True) 
 
 
 def make_encoder(spec: EpisodeSpec, config: NetworkConfig) -> nn.Module | None:
-    """Return what turns the `Pixels` of a spec into features; None without a camera."""
+    """Return what turns the pixels of each stream into features; None without a camera."""
     images = list(spec.images.values())
     if len(images) > 1:
         return StreamEncoders(spec.images, config)
@@ -390,11 +389,6 @@ def feature_size(spec: EpisodeSpec, config: NetworkConfig) -> int:
     """
     inputs = (config.actor_inputs, config.critic_inputs)
     return min(len(input_streams(spec, each)) for each in inputs) * config.features
-
-
-def _finish(x: Tensor, slope: float, clamp: float, *, uses_tanh: bool) -> Tensor:
-    features = torch.tanh(x) if uses_tanh else _activate(x, slope)
-    return features.clamp(-clamp, clamp) if clamp else features
 
 
 class Mlp(nn.Module):
@@ -444,17 +438,17 @@ class _Network(nn.Module):
         self,
         spec: EpisodeSpec,
         config: NetworkConfig,
-        columns: Sequence[int],
-        inputs: Sequence[str],
+        setting: str,
     ) -> None:
         super().__init__()
-        self.streams = input_streams(spec, inputs)
+        places = input_columns(spec, config, setting)
+        self.streams = input_streams(spec, getattr(config, setting))
         """Places of the streams that the network sees, in the order of their names."""
         seen = spec.select([list(spec.images)[n] for n in self.streams])
         self.encoder = make_encoder(seen, config)
-        size = len(columns)
+        size = len(places)
         self.state_size = size + len(self.streams) * config.features
-        chosen = None if size == spec.vector_size else torch.tensor(columns, dtype=torch.int64)
+        chosen = None if size == spec.vector_size else torch.tensor(places, dtype=torch.int64)
         self.register_buffer("columns", chosen, persistent=False)
         self.vector_mean: Tensor | None
         self.vector_std: Tensor | None
@@ -466,12 +460,7 @@ class _Network(nn.Module):
         """Return the state, float (B, F + V): this network's own features, then the vector."""
         parts: list[Tensor] = []
         if self.encoder is not None:
-            assert observation.pixels is not None
-            pixels = observation.pixels
-            if isinstance(pixels, tuple):
-                seen = [pixels[n] for n in self.streams]
-                pixels = seen[0] if len(seen) == 1 else tuple(seen)
-            parts.append(self.encoder(pixels))
+            parts.append(self.encoder(*(observation.pixels[n] for n in self.streams)))
         if observation.vector is not None:
             parts.append(self.normalise(self.seen(observation.vector)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -508,11 +497,10 @@ class Actor(_Network):
     fewer numbers; None if both states are the same."""
 
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
-        columns = input_columns(spec, config.actor_inputs, "actor_inputs")
-        super().__init__(spec, config, columns, config.actor_inputs)
+        super().__init__(spec, config, "actor_inputs")
         self.head = Mlp(self.state_size, spec.action_size, config)
         self._shares_encoder = config.shared_encoder
-        shared = _shared_columns(spec, config, columns) if config.shared_encoder else None
+        shared = _shared_columns(spec, config) if config.shared_encoder else None
         self.register_buffer("critic_columns", shared, persistent=False)
         # Not with torch: on the meta device it would import its compiler, which takes a second.
         low, high = (np.asarray(b, np.float32) for b in (spec.action_low, spec.action_high))
@@ -557,8 +545,7 @@ class TwinCritic(_Network):
     """Two estimates of an action's value; both MLPs read the features of the same CNN."""
 
     def __init__(self, spec: EpisodeSpec, config: NetworkConfig) -> None:
-        columns = input_columns(spec, config.critic_inputs, "critic_inputs")
-        super().__init__(spec, config, columns, config.critic_inputs)
+        super().__init__(spec, config, "critic_inputs")
         inputs = self.state_size + spec.action_size
         self.head1 = Mlp(inputs, 1, config, norm=config.critic_norm)
         self.head2 = Mlp(inputs, 1, config, norm=config.critic_norm)
@@ -579,18 +566,17 @@ class TwinCritic(_Network):
         return torch.cat([self.head1.hidden(inputs), self.head2.hidden(inputs)], dim=1)
 
 
-def _shared_columns(
-    spec: EpisodeSpec, config: NetworkConfig, columns: Sequence[int]
-) -> Tensor | None:
+def _shared_columns(spec: EpisodeSpec, config: NetworkConfig) -> Tensor | None:
     """Return the places of an actor's state in that of the critics; None if they are the same."""
-    critic = input_columns(spec, config.critic_inputs, "critic_inputs")
+    columns = input_columns(spec, config, "actor_inputs")
+    critic = input_columns(spec, config, "critic_inputs")
     streams = [input_streams(spec, each) for each in (config.actor_inputs, config.critic_inputs)]
     if streams[0] != streams[1]:
         raise ConfigError(
             "learn.network.shared_encoder is true, but actor_inputs and critic_inputs name other "
             "streams, expected the same"
         )
-    if not spec.images or critic == tuple(columns):
+    if not spec.images or critic == columns:
         return None
     if hidden := set(columns).difference(critic):
         names = ", ".join(spec.vector_names[n] for n in sorted(hidden))

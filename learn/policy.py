@@ -13,11 +13,12 @@ nothing before the header fits the limits below and the size of the file::
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeGuard
 
@@ -35,10 +36,8 @@ from avtd3.learn.networks import (
     Mlp,
     NetworkConfig,
     ObservationBatch,
-    actor_spec,
     encoders_of,
     evaluating,
-    join_pixels,
     to_pixels,
 )
 from avtd3.store import files
@@ -89,7 +88,7 @@ class PublishedFile:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyHeader:
-    """The checked header of a policy file."""
+    """The header of a policy file; `spec` is that of what the actor sees."""
 
     version: int
     updates: int
@@ -230,33 +229,21 @@ def unreadable(path: Path, error: OSError) -> UnreadableError:
     )
 
 
-def encode_policy(
-    actor: Actor,
-    spec: EpisodeSpec,
-    config: NetworkConfig,
-    *,
-    version: int,
-    updates: int,
-    action_limit: float = 1.0,
-    stack_stride: int = 1,
-) -> bytes:
-    """Return the content of a policy file; the same weights give the same bytes.
-
-    `spec` is that of the data; the file has the part of it that the actor sees.
-    """
-    shape, spec = dataclasses.asdict(config), actor_spec(spec, config)
+def encode_policy(actor: Actor, header: PolicyHeader) -> bytes:
+    """Return the content of a policy file; the same weights give the same bytes."""
     # Without the default encoder, versions from before the setting read the file.
-    skipped = {*_OF_TRAINING, *(["encoder"] if config.encoder == "auto" else ())}
+    skipped = {*_OF_TRAINING, *(["encoder"] if header.network.encoder == "auto" else ())}
+    shape = dataclasses.asdict(header.network)
     document = {
-        "format_version": 1 if stack_stride == 1 else FORMAT_VERSION,
-        "version": version,
-        "updates": updates,
-        "action_limit": action_limit,
-        "spec": spec.to_json(),
-        "spec_digest": spec.digest,
+        "format_version": 1 if header.stack_stride == 1 else FORMAT_VERSION,
+        "version": header.version,
+        "updates": header.updates,
+        "action_limit": header.action_limit,
+        "spec": header.spec.to_json(),
+        "spec_digest": header.spec.digest,
         "network": {k: v for k, v in shape.items() if k not in skipped},
         "code_version": importlib.metadata.version("avtd3"),
-        **({} if stack_stride == 1 else {"stack_stride": stack_stride}),
+        **({} if header.stack_stride == 1 else {"stack_stride": header.stack_stride}),
     }
     tensors = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else None)
@@ -390,7 +377,7 @@ class Policy:
             float32 (A,) within the spec's bounds.
 
         Raises:
-            SpecError: If the observation does not have the spec's shape.
+            SpecError: If the observation does not have the spec's shape, or another type.
             CheckpointError: If the action is not finite.
         """
         if frames is None or isinstance(frames, np.ndarray):
@@ -421,6 +408,14 @@ class Policy:
             raise SpecError(
                 f"observation has frames {_only(found)} and vector {got}, expected {_only(shapes)} "
                 f"and {size} (spec of policy {self.version})"
+            )
+        is_single = vector is None or vector.dtype == np.float32
+        if not is_single or any(stack.dtype != np.uint8 for stack in frames.values()):
+            types = [str(stack.dtype) for stack in frames.values()]
+            types += [] if vector is None else [str(vector.dtype)]
+            raise SpecError(
+                f"observation has numbers of the types {', '.join(types)}, expected frames of "
+                "uint8 and a vector of float32; convert them"
             )
 
     @classmethod
@@ -609,7 +604,7 @@ def sample_observations(spec: EpisodeSpec, device: torch.device) -> ObservationB
         parts.append(torch.randint(0, 256, shape, generator=generator).float().to(device))
     if spec.vector_size:
         vector = torch.randn(_PROBES, spec.vector_size, generator=generator).to(device)
-    return ObservationBatch(pixels=join_pixels(parts), vector=vector)
+    return ObservationBatch(pixels=tuple(parts), vector=vector)
 
 
 @torch.no_grad()
@@ -618,14 +613,8 @@ def find_fault(actor: Actor, observation: ObservationBatch) -> str:
     for name, value in actor.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             return f"{name} has values that are not finite"
-    pixels, vector = observation.pixels, observation.vector
-    parts = () if pixels is None else pixels if isinstance(pixels, tuple) else (pixels,)
-    probes = ObservationBatch(
-        pixels=join_pixels([part[:_PROBES].float() for part in parts]),
-        vector=None if vector is None else vector[:_PROBES],
-    )
     with evaluating(actor):
-        action = actor(probes)
+        action = actor(observation.first(_PROBES))
     distance = float(((action - actor.action_centre).abs() / actor.action_scale).max())
     if not math.isfinite(distance):
         return f"it answers actions that are not finite to {len(action)} observations of its data"
@@ -667,10 +656,11 @@ class SingleActor:
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
-        found = encoders_of(actor.encoder)
         self._encoders = [
-            _SingleNature(encoder) if isinstance(encoder, Encoder) else _SingleOther(encoder)
-            for encoder in found
+            _nature(encoder)
+            if isinstance(encoder, Encoder)
+            else functools.partial(_encode_other, encoder)
+            for encoder in encoders_of(actor.encoder)
         ]
 
     @torch.inference_mode()
@@ -683,31 +673,23 @@ class SingleActor:
         return self._actor.squash(_run(self._actor.head, state))
 
 
-class _SingleNature:
-    """A Nature CNN for one stack of frames."""
+def _nature(encoder: Encoder) -> Callable[[Tensor], Tensor]:
+    """Return a function from one stack of frames, uint8 (K*C, H, W), to features (F,)."""
+    convolutions = _convolutions(encoder)
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder, self._convolutions = encoder, _convolutions(encoder)
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Return features (F,) of frames uint8 (K*C, H, W)."""
-        encoder = self._encoder
+    def encode(frames: Tensor) -> Tensor:
         x = torch.stack(frames.unbind(0), -1).float()  # (H, W, K*C), 0..255
-        for convolution in self._convolutions:
+        for convolution in convolutions:
             x = encoder.activate(convolution(x))
         return encoder.finish(torch.addmv(encoder.linear.bias, encoder.linear.weight, x.flatten()))
 
+    return encode
 
-class _SingleOther:
-    """Another CNN for one stack of frames."""
 
-    def __init__(self, encoder: nn.Module) -> None:
-        self._encoder = encoder
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Return features (F,) of frames uint8 (K*C, H, W)."""
-        features: Tensor = self._encoder(to_pixels(frames[None], torch.float32))
-        return features[0]
+def _encode_other(encoder: nn.Module, frames: Tensor) -> Tensor:
+    """Return features (F,) of frames uint8 (K*C, H, W)."""
+    features: Tensor = encoder(to_pixels(frames[None], torch.float32))
+    return features[0]
 
 
 def _run(mlp: Mlp, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from avtd3.learn.networks import ObservationBatch, join_pixels
+from avtd3.learn.networks import ObservationBatch
 from avtd3.learn.policy import Policy
 from avtd3.learn.run_settings import CONFIG_FILE, read_settings
 from avtd3.store.dataset import Dataset
@@ -208,7 +208,7 @@ class _Graph(nn.Module):
         """Return actions (B, A) for inputs in the order of `names`."""
         parts = dict(zip(self.names, inputs, strict=True))
         batch = ObservationBatch(
-            pixels=join_pixels([parts[name].float() for name in self.frames]),
+            pixels=tuple(parts[name].float() for name in self.frames),
             vector=parts["vector"] / self._scales if "vector" in parts else None,
         )
         action: Tensor = self._actor(batch)
@@ -382,7 +382,10 @@ def _evaluation_lines(path: Path | None, digest: str) -> list[str]:
             f"{path} is of a policy with digest {abbreviate(found)}, expected {digest}; give what "
             "avtd3 evaluate --json printed for this policy"
         )
-    rows = [[name.replace("_", " "), text] for name, text in _measured(document)]
+    try:
+        rows = [[name.replace("_", " "), text] for name, text in _measured(document)]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"--evaluation {path} has a value that is no number: {error}") from error
     return markdown_table(["measure", "value"], "<>", rows)
 
 

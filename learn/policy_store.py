@@ -10,11 +10,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from avtd3.learn.networks import Actor, NetworkConfig
+from avtd3.learn.networks import Actor, NetworkConfig, actor_spec
 from avtd3.learn.policy import (
     LATEST,
     MAX_COUNT,
     Policy,
+    PolicyHeader,
     PublishedFile,
     encode_policy,
     list_versions,
@@ -112,15 +113,15 @@ class PolicyStore:
                     "one; move it away"
                 )
             path = self.path_of(version)
-            data = encode_policy(
-                actor,
-                spec,
-                config,
+            header = PolicyHeader(
                 version=version,
                 updates=updates,
                 action_limit=action_limit,
                 stack_stride=stack_stride,
+                spec=actor_spec(spec, config),
+                network=config,
             )
+            data = encode_policy(actor, header)
             published = PublishedFile(
                 version=version, file=path.name, sha256=files.sha256(data), run=self._run
             )

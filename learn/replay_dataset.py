@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -156,21 +157,19 @@ class ReplayDataset(IterableDataset[ReplayBatch | ReplaySequences]):
             seed = int(torch.empty((), dtype=torch.int64).random_().item())
         else:
             seed = self._seed + number
-        left = None if self._batches is None else len(range(number, self._batches, workers))
+        own = None if self._batches is None else len(range(number, self._batches, workers))
         grows = self._refresh_s is not None
         with Sampler(self._datasets, self.config, seed=seed, buffers=1, grows=grows) as sampler:
             refreshed_s = time.monotonic()
-            while left is None or left > 0:
+            for _ in itertools.count() if own is None else range(own):
                 now_s = time.monotonic()
                 if self._refresh_s is not None and now_s - refreshed_s >= self._refresh_s:
                     sampler.refresh()
                     refreshed_s = now_s
                 if self.config.sequence_length:
-                    sequences = sampler.sample_sequences()
-                    yield _to_sequences(sequences)
+                    yield _to_sequences(sampler.sample_sequences())
                 else:
                     yield _to_batch(sampler.sample())
-                left = None if left is None else left - 1
 
     def __repr__(self) -> str:
         paths = ", ".join(str(dataset.path) for dataset in self._datasets)

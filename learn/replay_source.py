@@ -44,21 +44,6 @@ OnWait = Callable[[str], None]
 
 
 def open_datasets(
-    paths: Sequence[Path], *, follow: bool, should_stop: Callable[[], bool], on_wait: OnWait
-) -> list[Dataset]:
-    """Open datasets; with `follow`, wait for missing ones; return none if stopped meanwhile."""
-    datasets: list[Dataset] = []
-    for path in paths:
-        while (dataset := _open(path, follow=follow)) is None:
-            if should_stop():
-                return []
-            on_wait(f"waiting for a collector to create {path}")
-            time.sleep(POLL_S)
-        datasets.append(dataset)
-    return datasets
-
-
-def open_in_step(
     ranks: Ranks,
     paths: Sequence[Path],
     *,
@@ -66,24 +51,28 @@ def open_in_step(
     should_stop: Callable[[], bool],
     on_wait: OnWait,
 ) -> list[Dataset]:
-    """Do what `open_datasets` does on all ranks: rank 0 waits for missing datasets."""
+    """Open datasets on all ranks; return none if stopped meanwhile.
+
+    With `follow`, rank 0 waits for missing ones, and the others wait for rank 0.
+    """
 
     def agree(order: Order) -> Order:
         return ranks.agree(Order.END if should_stop() else order)[0]
 
-    def must_end() -> bool:
-        return agree(Order.WAIT) is Order.END
-
-    if ranks.is_first:
-        opened = open_datasets(paths, follow=follow, should_stop=must_end, on_wait=on_wait)
-        if ranks.size == 1 or not opened:
-            return opened
-        return [] if agree(Order.REFRESH) is Order.END else opened
-    while (order := agree(Order.UPDATE)) is Order.WAIT:
-        pass
-    if order is Order.END:
+    while not ranks.is_first and (order := agree(Order.UPDATE)) is not Order.REFRESH:
+        if order is Order.END:
+            return []
+    datasets: list[Dataset] = []
+    for path in paths:
+        while (dataset := _open(path, follow=follow)) is None:
+            if ranks.is_first and agree(Order.WAIT) is Order.END:
+                return []
+            on_wait(f"waiting for a collector to create {path}")
+            time.sleep(POLL_S)
+        datasets.append(dataset)
+    if ranks.is_first and ranks.size > 1 and agree(Order.REFRESH) is Order.END:
         return []
-    return open_datasets(paths, follow=follow, should_stop=lambda: False, on_wait=on_wait)
+    return datasets
 
 
 def _open(path: Path, *, follow: bool) -> Dataset | None:
@@ -132,15 +121,7 @@ def scratch_directory(run: Path) -> Path:
 
 
 class RunCopies:
-    """The directories of this machine that stand for the URLs of a run, and the threads for them.
-
-    Args:
-        run: The run's directory.
-        datasets: Paths or URLs of its datasets.
-        policies: Path or URL of its policies.
-        config: Its settings.
-        run_id: Its id.
-    """
+    """The directories that stand for the URLs of a run on this machine, and their threads."""
 
     def __init__(
         self,
@@ -150,21 +131,14 @@ class RunCopies:
         config: LearnConfig,
         run_id: str,
     ) -> None:
-        self.datasets: list[Path] = []
+        self.datasets = [mirror_path(run, path) for path in datasets]
         """The datasets as directories."""
-        self._mirrors: dict[int, Mirror] = {}
-        for number, (path, url) in enumerate((path, remote_url(path)) for path in datasets):
-            if url is None:
-                self.datasets.append(path)
-                continue
-            mirror = Mirror(
-                url,
-                mirror_path(run, url),
-                max_bytes=config.mirror_bytes,
-                steps=config.replay.capacity,
-            )
-            self._mirrors[number] = mirror
-            self.datasets.append(mirror.path)
+        limits = {"max_bytes": config.mirror_bytes, "steps": config.replay.capacity}
+        self._mirrors = {
+            number: Mirror(url, self.datasets[number], **limits)
+            for number, path in enumerate(datasets)
+            if (url := remote_url(path)) is not None
+        }
         self._policies_url = remote_url(policies)
         self.policies = Path(policies) if self._policies_url is None else run / "policies"
         """Where the run publishes its policies."""
@@ -182,16 +156,16 @@ class RunCopies:
         Only rank 0 does; the others wait until the datasets are there. Yield whether they are;
         False if stopped before.
         """
-        if not ranks.is_first:
-            yield not self._mirrors or bool(ranks.share(None))
+        are_ready = True
+        if self._mirrors:
+            mirrors = self._mirrors.values() if ranks.is_first and not follow else ()
+            is_filled = all(mirror.fill(should_stop, on_wait) for mirror in mirrors)
+            ranks.meet()  # unlike `share`, this waits for as long as it takes
+            are_ready = bool(ranks.share(is_filled))
+        if not are_ready or not ranks.is_first:
+            yield are_ready
             return
         with contextlib.ExitStack() as stack:
-            are_ready = follow or all(m.fill(should_stop, on_wait) for m in self._mirrors.values())
-            if self._mirrors and ranks.size > 1:
-                ranks.share(are_ready)
-            if not are_ready:
-                yield False
-                return
             for mirror in self._mirrors.values() if follow else ():
                 self._threads.append(stack.enter_context(mirror))
             push = None
@@ -204,7 +178,10 @@ class RunCopies:
             for thread in self._threads:
                 stack.callback(thread.stop)  # all at once, before waiting for each
             yield True
-            if push is not None and not push.finish(should_stop, _on_push(push, on_wait)):
+            if push is None:
+                return
+            copying = f"copying the newest policies to {push.url}"
+            if not push.finish(should_stop, lambda reason: on_wait(reason or copying)):
                 self.unsent = (
                     f"the newest policies are not at {push.url} yet: {push.waiting}; to copy "
                     f"them: avtd3 push {push.path} {push.url}"
@@ -245,10 +222,6 @@ class RunCopies:
         ]
 
 
-def _on_push(push: PolicyPush, on_wait: OnWait) -> OnWait:
-    return lambda reason: on_wait(reason or f"copying the newest policies to {push.url}")
-
-
 class ReplaySource:
     """The data side of a run: its sampler, its newest episodes, and how many updates are allowed.
 
@@ -264,7 +237,7 @@ class ReplaySource:
         follow: bool = False,
         gathers: bool = True,
         on_wait: OnWait = lambda _: None,
-        copies: "RunCopies | None" = None,
+        copies: RunCopies | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
@@ -286,9 +259,8 @@ class ReplaySource:
         """Metrics of the newest episodes."""
         self._config, self._follow, self._ranks = config, follow, ranks
         self._paths = ", ".join(str(dataset.path) for dataset in datasets)
-        self._copies = copies
-        if copies is not None:
-            copies.keep_wanted(self.sampler)
+        self._copies = copies or RunCopies(scratch, [], scratch, config, "")
+        self._copies.keep_wanted(self.sampler)
         self._next_refresh_s = self._news_s = time.monotonic()
         if not follow and not self.sampler.steps:
             error = self._no_steps()
@@ -303,8 +275,7 @@ class ReplaySource:
 
         The pace of the learner counts these, as that of a collector (`CollectAheadConfig`) does.
         """
-        elsewhere = 0 if self._copies is None else self._copies.steps_elsewhere
-        return self.sampler.steps_published + elsewhere
+        return self.sampler.steps_published + self._copies.steps_elsewhere
 
     @property
     def is_stalled(self) -> bool:
@@ -313,8 +284,7 @@ class ReplaySource:
 
     def ready(self, updates: int) -> bool:
         """Return whether another update is allowed; look for new or unreadable segments if due."""
-        if self._copies is not None:
-            self._copies.check()
+        self._copies.check()
         if self.is_due:
             self.refresh()
         elif self.sampler.has_news:
@@ -370,8 +340,8 @@ class ReplaySource:
 
     def wait(self, updates: int, on_wait: OnWait) -> None:
         """Report what the run is waiting for, and sleep for a moment."""
-        copies = "" if self._copies is None else self._copies.waiting
-        on_wait("; ".join(filter(None, (f"waiting for {self._awaited(updates)}", copies))))
+        waits = (f"waiting for {self._awaited(updates)}", self._copies.waiting)
+        on_wait("; ".join(filter(None, waits)))
         time.sleep(min(POLL_S, self._config.refresh_seconds))
 
     def _awaited(self, updates: int) -> str:
@@ -401,9 +371,9 @@ class ReplaySource:
         return dataclasses.replace(
             progress,
             episode_return=self.episodes.newest_return,
-            refused=(*self.sampler.refused, *(self._copies.refused if self._copies else ())),
+            refused=(*self.sampler.refused, *self._copies.refused),
             absent=self.absent,
-            mirror_bytes=self._copies.mirror_bytes if self._copies else None,
+            mirror_bytes=self._copies.mirror_bytes,
             steps_by_collector=self.sampler.steps_by_collector,
         )
 

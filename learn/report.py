@@ -54,7 +54,7 @@ class LearnProgress:
     @property
     def fraction(self) -> float:
         """Completed share of the updates, in [0, 1]."""
-        return self.updates / self.target
+        return min(self.updates / self.target, 1.0)  # a resume may have a lower target
 
     def status(self) -> dict[str, Any]:
         """Return the fields of a heartbeat, see `avtd3.store.status.Beat`."""

@@ -91,7 +91,7 @@ def check_places(run: Path, policies: Path, datasets: Sequence[Path]) -> None:
 
 
 def resolve_places(
-    run: Path, before: Mapping[str, Any], policies: Path | None, follow: bool | None
+    run: Path, before: Mapping[str, Any], policies: Path | str | None, follow: bool | None
 ) -> tuple[Path, bool]:
     """Return where a run publishes and whether it follows its datasets: as asked, or as before.
 
@@ -102,8 +102,8 @@ def resolve_places(
         follow: None for what the run did before, or no.
     """
     if policies is None:
-        policies = Path(before.get("policies", run / "policies"))
-    return policies, bool(before.get("follow", False)) if follow is None else follow
+        policies = before.get("policies", run / "policies")
+    return Path(policies), bool(before.get("follow", False) if follow is None else follow)
 
 
 def read_settings(run: Path) -> dict[str, Any]:
@@ -126,6 +126,9 @@ def read_settings(run: Path) -> dict[str, Any]:
         raise _invalid(path, str(error)) from error
     if not isinstance(document, dict) or not isinstance(document.setdefault("learn", {}), dict):
         raise _invalid(path, "it has no settings of learn")
+    for key, kind in (("datasets", list), ("changes", list), ("policies", str)):
+        if not isinstance(document.get(key, kind()), kind):
+            raise _invalid(path, f"{key} is {abbreviate(document[key])}")
     return document
 
 
@@ -167,30 +170,21 @@ def find_changes(
     updates = updates_of(checkpoints[-1]) if checkpoints else 0
     changed = list(differences(before["learn"], dataclasses.asdict(config), "learn."))
     changed += differences({RANKS: before.get(RANKS, 1)}, {RANKS: ranks}, "")
-    found = [
-        SettingChange(
-            setting=change.setting,
-            before=change.before,
-            after=change.after,
-            from_update=updates if rollback is None else rollback,
-        )
-        for change in changed
-    ]
-    for change in found:
+    for change in changed:
         if checkpoints and change.setting.startswith(f"learn.{_KEPT}"):
             raise ConfigError(
                 f"{change.setting} is {abbreviate(change.after)}, expected "
                 f"{abbreviate(change.before)} as in the checkpoints of {run}; a resumed run keeps "
                 "its networks: start a new run for others"
             )
-    return found
+    first = updates if rollback is None else rollback
+    return [
+        SettingChange(setting=c.setting, before=c.before, after=c.after, from_update=first)
+        for c in changed
+    ]
 
 
-def write_settings(
-    run: Path, document: Mapping[str, Any], earlier: list[Any], changes: list[SettingChange]
-) -> None:
-    """Write ``RUN/config.json``, with the changes of this process after the earlier ones."""
-    recorded = [*earlier, *(dataclasses.asdict(change) for change in changes)]
-    whole = {**document, **({"changes": recorded} if recorded else {})}
-    text = json.dumps(whole, indent=2, sort_keys=True) + "\n"
+def write_settings(run: Path, document: Mapping[str, Any]) -> None:
+    """Write ``RUN/config.json``."""
+    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
     files.write_aside(run / CONFIG_FILE, text.encode())

@@ -18,8 +18,6 @@ from avtd3.learn.networks import (
     Actor,
     ObservationBatch,
     evaluating,
-    join_pixels,
-    split_pixels,
 )
 from avtd3.store.render.media import colour_planes, heat_frame
 from avtd3.store.spec import ImageSpec
@@ -47,7 +45,7 @@ class ActionGradients:
     @classmethod
     def of(cls, actor: Actor, observation: ObservationBatch, images: Collection[ImageSpec]) -> Self:
         """Compute the gradients; the actor's own gradients and statistics stay as they are."""
-        streams = [x.detach().float().requires_grad_() for x in split_pixels(observation.pixels)]
+        streams = tuple(x.detach().float().requires_grad_() for x in observation.pixels)
         vector = observation.vector
         wanted = [*streams]
         if vector is not None:
@@ -55,7 +53,7 @@ class ActionGradients:
             wanted.append(vector)
         found: list[list[Tensor]] = []
         with torch.enable_grad(), evaluating(actor):
-            state = actor.encode(ObservationBatch(pixels=join_pixels(streams), vector=vector))
+            state = actor.encode(ObservationBatch(pixels=streams, vector=vector))
             outputs = actor.head(state).sum(dim=0)
             for n in range(len(outputs)):
                 parts = torch.autograd.grad(
@@ -94,16 +92,14 @@ def batch_pictures(
     newest frame, and the gradient of each action over it. Of several streams, each has its name
     after these.
     """
-    streams = [pixels[:PICTURES] for pixels in split_pixels(observation.pixels)]
-    vector = observation.vector
-    few = ObservationBatch(
-        pixels=join_pixels(streams), vector=None if vector is None else vector[:PICTURES]
-    )
+    few = observation.first(PICTURES)
     gradients = ActionGradients.of(actor, few, images.values())
     found: dict[str, NDArray[np.uint8]] = {}
-    for (name, image), pixels, parts in zip(images.items(), streams, gradients.pixels, strict=True):
+    for (name, image), pixels, parts in zip(
+        images.items(), few.pixels, gradients.pixels, strict=True
+    ):
         shape = (-1, image.stack, image.channels, image.height, image.width)
-        stacks = pixels.float().round().to(torch.uint8).reshape(shape).cpu().numpy()
+        stacks = pixels.round().to(torch.uint8).reshape(shape).cpu().numpy()
         rows = [
             [stack[-1], *(heat_frame(stack[-1], heat) for heat in maps)]
             for stack, maps in zip(stacks, heat_maps(parts), strict=True)

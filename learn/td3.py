@@ -34,7 +34,7 @@ Polyak averaging are as published. The code marks each deviation from the papers
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -42,18 +42,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.gradient_clip import ClipConfig, GradientNorms, clip_gradients
 from avtd3.learn.networks import Actor, NetworkConfig, ObservationBatch, TwinCritic, move_targets
 from avtd3.learn.ranks import ALONE, Ranks
 from avtd3.store.errors import check_settings
 from avtd3.store.spec import EpisodeSpec
 
+ALGORITHMS = ("td3", "bc")
 CRITIC_FEATURES = ("own", "actor")
 DECAYS = ("l2", "decoupled")
+CLIP_SCOPES = ("joint", "per_module")
 _STD_OFFSET = 0.05
 """Added to each standard deviation of the vector, in units of the spec's scales. It is 1e-3 in the
 code of TD3+BC; entries that hardly vary, like the distance of the next waypoint ahead (0.006), then
 grow so large off the road that the critics diverge."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClipConfig:
+    """Limits on the norms of the gradients.
+
+    Example:
+        >>> ClipConfig(scope="per_module").actor_max_norm
+        1.0
+    """
+
+    enabled: bool = True
+    """Whether to clip gradients. Their norms are measured in any case."""
+    actor_max_norm: float = 1.0
+    """Largest norm of the actor's gradients."""
+    critic_max_norm: float = 10.0
+    """Largest norm of the critic's gradients."""
+    norm_type: float = 2.0
+    """Order of the norm."""
+    scope: str = "joint"
+    """``joint`` limits the norm of CNN and MLPs together, ``per_module`` limits each of them."""
+
+    def __post_init__(self) -> None:
+        scope = ("scope", self.scope in CLIP_SCOPES, f"one of {CLIP_SCOPES}")
+        above_zero = ("actor_max_norm", "critic_max_norm", "norm_type")
+        check_settings(self, "clip.", scope, above_zero=above_zero)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +326,20 @@ class ActorTerms:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GradientNorms:
+    """Norms of the gradients of one network, scalars."""
+
+    before: dict[str, Tensor]
+    """Norms of ``cnn`` and ``mlp``, those that the network has, before clipping."""
+    after: dict[str, Tensor]
+    """The same after clipping."""
+    clipped: Tensor
+    """1 if anything was clipped, else 0."""
+    finite: Tensor
+    """bool, whether all gradients are finite."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """The terms and gradient norms of one update, as detached tensors on the device."""
 
@@ -324,7 +365,7 @@ def update(
 
     This function does not read files or clocks, and does not wait for the device. The noise is
     (B, A) and standard normal; matrix products are of type `autocast`, float32 if None.
-    The actor's loss is that of `algorithm`, a key of `ACTOR_LOSSES`. The batch is the part of this
+    The actor's loss is that of `algorithm`, one of `ALGORITHMS`. The batch is the part of this
     rank; gradients are means over all `ranks`, and the losses in the result are those of this part.
     """
     reward = scale_reward(batch.reward, config)
@@ -341,8 +382,8 @@ def update(
     actor, actor_norms = None, None
     if state.updates % config.policy_delay == 0:
         with torch.autocast(device, autocast, enabled=autocast is not None):
-            loss_of_actor = ACTOR_LOSSES[algorithm]
-            actor = loss_of_actor(state, batch, config, critic.state.detach(), ranks)
+            seen = critic.state.detach()
+            actor = actor_loss(state, batch, config, seen, ranks, algorithm)
         actor_norms = _descend(
             state.actor, state.actor_optimizer, actor.loss, "actor", config, ranks
         )
@@ -385,6 +426,36 @@ def _descend(
     optimizer.found_inf = (~norms.finite).float()  # type: ignore[attr-defined]
     optimizer.step()
     return norms
+
+
+def clip_gradients(
+    cnn: Sequence[nn.Parameter], mlp: Sequence[nn.Parameter], max_norm: float, config: ClipConfig
+) -> GradientNorms:
+    """Scale the gradients of one network down to a maximum norm, in place.
+
+    This limits the input of the optimiser, not its step: Adam divides the scale out again. It helps
+    against single extreme batches, but not against a loss without a bound.
+    """
+    parts = {"cnn": [p.grad for p in cnn], "mlp": [p.grad for p in mlp]}
+    known = {name: [g for g in part if g is not None] for name, part in parts.items()}
+    known = {name: gradients for name, gradients in known.items() if gradients}
+    before = {name: _norm(gradients, config) for name, gradients in known.items()}
+    total = torch.linalg.vector_norm(torch.stack(list(before.values())), config.norm_type)
+    after, clipped = before, torch.zeros_like(total)
+    if config.enabled:
+        limited = dict.fromkeys(before, total) if config.scope == "joint" else before
+        for name, gradients in known.items():
+            torch._foreach_mul_(gradients, (max_norm / (limited[name] + 1e-6)).clamp(max=1.0))
+        after = {name: _norm(gradients, config) for name, gradients in known.items()}
+        over = torch.stack([norm > max_norm for norm in limited.values()])
+        clipped = over.any().to(total.dtype)
+    return GradientNorms(before=before, after=after, clipped=clipped, finite=torch.isfinite(total))
+
+
+def _norm(gradients: list[Tensor], config: ClipConfig) -> Tensor:
+    norms = torch._foreach_norm(gradients, config.norm_type)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), config.norm_type)
+    return total
 
 
 _Terms = TypeVar("_Terms", CriticTerms, ActorTerms)
@@ -451,74 +522,58 @@ def critic_loss(
     return CriticTerms(loss=loss, q1=q1, q2=q2, target=target, state=encoded)
 
 
-ActorLoss = Callable[[TD3State, Batch, TD3Config, Tensor | None, Ranks], ActorTerms]
-"""Computes the actor's loss; the tensor is the critics' state (B, F + V) from their own loss. Its
-mean over the ranks is the loss of the whole batch."""
-
-
-def _act(
-    state: TD3State, batch: Batch, config: TD3Config, critic_state: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the actor's state, its outputs before tanh, its actions and their values."""
-    if state.shares_encoder:  # deviation 14
-        if critic_state is None:
-            critic_state = state.critic.encode(batch.observation).detach()
-        encoded, rated = state.actor.own_state(critic_state), critic_state
-    else:
-        encoded = state.actor.encode(batch.observation)
-        rated = _critic_state(state, batch.observation, encoded, config)
-    pre_tanh = state.actor.head(encoded).to(batch.reward.dtype)
-    action = state.actor.squash(pre_tanh)
-    with _frozen(state.critic):
-        q = state.critic.first(rated, action)
-    return encoded, pre_tanh, action, q.to(batch.reward.dtype)
-
-
-def cloning_loss(
-    state: TD3State,
-    batch: Batch,
-    config: TD3Config,
-    critic_state: Tensor | None = None,
-    ranks: Ranks = ALONE,
-) -> ActorTerms:
-    """Compute ``mean((pi(s) - a)^2)``: behaviour cloning, a baseline that ignores the critics."""
-    encoded, pre_tanh, action, q = _act(state, batch, config, critic_state)
-    imitation = _imitation(action, batch, ranks)
-    return ActorTerms(
-        loss=imitation, q=q, action=action, pre_tanh=pre_tanh, imitation=imitation, state=encoded
-    )
-
-
 def actor_loss(
     state: TD3State,
     batch: Batch,
     config: TD3Config,
     critic_state: Tensor | None = None,
     ranks: Ranks = ALONE,
+    algorithm: str = "td3",
 ) -> ActorTerms:
-    """Compute ``-mean(Q1(s, pi(s)))``, or the loss of TD3+BC if `bc_alpha` is set.
+    """Compute the actor's loss, whose mean over the ranks is that of the whole batch.
 
-    The critic gets no gradient.
+    The critic gets no gradient. `critic_state` is the critics' state (B, F + V) from their loss.
 
-    TD3+BC (2021, eq. 3 to 5): ``-lambda * mean(Q1(s, pi(s))) + mean((pi(s) - a)^2)``, with
-    ``lambda = alpha / mean(|Q1|)``.
+    ``td3`` is ``-mean(Q1(s, pi(s)))``, or with `bc_alpha` the loss of TD3+BC (2021, eq. 3 to 5):
+    ``-lambda * mean(Q1(s, pi(s))) + mean((pi(s) - a)^2)``, with ``lambda = alpha / mean(|Q1|)``.
+    ``bc`` is ``mean((pi(s) - a)^2)``: behaviour cloning, a baseline that ignores the critics.
     """
-    encoded, pre_tanh, action, q = _act(state, batch, config, critic_state)
+    encoded, rated = _actor_states(state, batch.observation, config, critic_state)
+    pre_tanh = state.actor.head(encoded).to(batch.reward.dtype)
+    action = state.actor.squash(pre_tanh)
+    with _frozen(state.critic):
+        q = state.critic.first(rated, action).to(batch.reward.dtype)
     imitation = _imitation(action, batch, ranks)
-    if config.bc_alpha:  # deviation 7
+    if algorithm == "bc":
+        loss = imitation
+    elif config.bc_alpha:  # deviation 7
         weight = config.bc_alpha / ranks.mean(q.abs().mean().detach())
         loss = -weight * q.mean() + config.bc_weight_at(state.updates) * imitation
     else:
         loss = -q.mean()
-    if config.pre_tanh_weight:  # deviation 8
+    if config.pre_tanh_weight and algorithm != "bc":  # deviation 8
         loss = loss + config.pre_tanh_weight * pre_tanh.square().mean()
     return ActorTerms(
         loss=loss, q=q, action=action, pre_tanh=pre_tanh, imitation=imitation, state=encoded
     )
 
 
-ACTOR_LOSSES: Mapping[str, ActorLoss] = {"td3": actor_loss, "bc": cloning_loss}
-"""Loss of the actor, by algorithm."""
+def _actor_states(
+    state: TD3State,
+    observation: ObservationBatch,
+    config: TD3Config,
+    critic_state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the actor's state, and the state on which the critic rates its actions."""
+    if state.shares_encoder:  # deviation 14
+        if critic_state is None:
+            critic_state = state.critic.encode(observation).detach()
+        return state.actor.own_state(critic_state), critic_state
+    encoded = state.actor.encode(observation)
+    if config.critic_features == "actor":  # deviation 2
+        return encoded, encoded
+    with torch.no_grad():
+        return encoded, state.critic.encode(observation)
 
 
 def _imitation(action: Tensor, batch: Batch, ranks: Ranks) -> Tensor:
@@ -528,16 +583,6 @@ def _imitation(action: Tensor, batch: Batch, ranks: Ranks) -> Tensor:
     distance = (action - wanted).square().mean(dim=-1)  # deviation 13
     count = ranks.mean(batch.bc_mask.sum())  # of the whole batch, for each rank
     return (batch.bc_mask * distance).sum() / count.clamp(min=1.0 / ranks.size)
-
-
-def _critic_state(
-    state: TD3State, observation: ObservationBatch, encoded: Tensor, config: TD3Config
-) -> Tensor:
-    """Return the state on which the critic rates the actor's action (deviation 2)."""
-    if config.critic_features == "actor":
-        return encoded
-    with torch.no_grad():
-        return state.critic.encode(observation)
 
 
 @contextlib.contextmanager

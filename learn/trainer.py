@@ -50,7 +50,6 @@ from avtd3.learn.device import (
 )
 from avtd3.learn.evaluation import HeldOutEvaluator
 from avtd3.learn.guards.alerts import Alert
-from avtd3.learn.guards.limits import Finding
 from avtd3.learn.guards.monitor import GuardMonitor
 from avtd3.learn.logging import MetricLogger, Throughput
 from avtd3.learn.networks import ObservationBatch, actor_spec, feature_size
@@ -61,14 +60,13 @@ from avtd3.learn.replay_source import (
     ReplaySource,
     RunCopies,
     check_pace,
-    open_in_step,
+    open_datasets,
     scratch_directory,
 )
 from avtd3.learn.report import LearnProgress, LearnReport
 from avtd3.learn.run_settings import (
     RANKS,
     RUN_ID,
-    SettingChange,
     check_places,
     find_changes,
     read_settings,
@@ -104,7 +102,7 @@ def train(
     """Train TD3 from datasets and publish policies.
 
     If collectors run on the same machine, set the environment variable ``GOMP_SPINCOUNT=5000``
-    before importing torch, as ``avtd3 learn`` does; see `avtd3.learn.openmp`.
+    before importing torch, as ``avtd3 learn`` does; see `avtd3.learn.threads`.
 
     Under ``torchrun``, call this function with the same arguments in all processes: they train one
     run together, see `avtd3.learn.ranks`. Only rank 0 calls the callbacks, but for `should_stop`.
@@ -156,95 +154,72 @@ def train(
         MemoryError: If the networks or a batch do not fit into the memory.
     """
     paths = [Path(path) for path in ([datasets] if isinstance(datasets, str | Path) else datasets)]
+    run, resumes = Path(run), resume or rollback is not None
     with open_ranks() as ranks:
-        return _train(
-            config,
-            paths,
-            Path(run),
-            None if policies is None else Path(policies),
-            follow=follow,
-            resume=resume,
-            rollback=rollback,
-            callbacks=callbacks,
-            ranks=ranks,
+        before = read_settings(run) if resumes else {}
+        if config is None:
+            config = stored_config(run) if resumes else LearnConfig()
+        changes = find_changes(run, before, config, rollback, ranks.size) if resumes else []
+        policies, follow = resolve_places(run, before, policies, follow)
+        if follow:
+            check_pace(config)
+        if not paths:
+            raise ConfigError("train needs at least one dataset, found none")
+        document = {
+            "learn": dataclasses.asdict(config),
+            "datasets": [show_path(path) for path in paths],
+            "policies": show_path(policies),
+            "follow": follow,
+        }
+        run_id = str(before.get(RUN_ID) or ranks.share(secrets.token_hex(8)))
+        document[RUN_ID] = run_id
+        copies = RunCopies(run, paths, policies, config, run_id)
+        paths, directory = copies.datasets, copies.policies
+        check_places(run, directory, paths)
+        if recorded := [*before.get("changes", []), *map(dataclasses.asdict, changes)]:
+            document["changes"] = recorded
+        if ranks.size > 1:
+            document[RANKS] = ranks.size
+            check_ranks(config, document, ranks)
+        keep_freed_memory()
+        notify = CallbackList(
+            callbacks if ranks.is_first else [_only_stops(callbacks)], target=config.updates
         )
-
-
-def _train(
-    config: LearnConfig | None,
-    paths: list[Path],
-    run: Path,
-    policies: Path | None,
-    *,
-    follow: bool | None,
-    resume: bool,
-    rollback: int | None,
-    callbacks: Sequence[TrainCallback],
-    ranks: Ranks,
-) -> LearnReport:
-    resumes = resume or rollback is not None
-    before = read_settings(run) if resumes else {}
-    if config is None:
-        config = stored_config(run) if resumes else LearnConfig()
-    changes = find_changes(run, before, config, rollback, ranks.size) if resumes else []
-    policies, follow = resolve_places(run, before, policies, follow)
-    if follow:
-        check_pace(config)
-    if not paths:
-        raise ConfigError("train needs at least one dataset, found none")
-    document = {
-        "learn": dataclasses.asdict(config),
-        "datasets": [show_path(path) for path in paths],
-        "policies": show_path(policies),
-        "follow": follow,
-    }
-    run_id = str(before.get(RUN_ID) or ranks.share(secrets.token_hex(8)))
-    document[RUN_ID] = run_id
-    copies = RunCopies(run, paths, policies, config, run_id)
-    paths, directory = copies.datasets, copies.policies
-    check_places(run, directory, paths)
-    if ranks.size > 1:
-        document[RANKS] = ranks.size
-        check_ranks(config, document, ranks)
-    keep_freed_memory()
-    notify = CallbackList(
-        callbacks if ranks.is_first else [_only_stops(callbacks)], target=config.updates
-    )
-    for change in changes:
-        notify.report(str(change), now=True)
-    started_s = time.monotonic()
-    with (
-        open_run(run, directory, document, resume=resumes, changes=changes, ranks=ranks),
-        cpu_threads(config.threads, ranks),
-        memory_errors(
-            f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
-            "learn.network.hidden, learn.network.features or learn.replay.batch_size"
-        ),
-        copies.kept(
-            ranks, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
-        ) as are_ready,
-    ):
-        report = LearnReport(run=str(run), policies=str(directory), stopped=True)
-        opened = are_ready and open_in_step(
-            ranks, paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+        for change in changes:
+            notify.report(str(change), now=True)
+        started_s = time.monotonic()
+        with (
+            open_run(run, directory, document, resume=resumes, ranks=ranks),
+            cpu_threads(config.threads, ranks),
+            memory_errors(
+                f"networks of {config.network} and batches of {config.replay.batch_size}; lower "
+                "learn.network.hidden, learn.network.features or learn.replay.batch_size"
+            ),
+            copies.kept(
+                ranks, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+            ) as are_ready,
+        ):
+            report = LearnReport(run=str(run), policies=str(directory), stopped=True)
+            opened = are_ready and open_datasets(
+                ranks, paths, follow=follow, should_stop=notify.should_stop, on_wait=notify.report
+            )
+            if opened:
+                spec = config.replay.view(opened[0].spec)
+                with Trainer(spec, config, run, directory, notify, ranks, run_id) as trainer:
+                    trainer.restore(resume=resume, rollback=rollback)
+                    trainer.open_source(opened, follow=follow, copies=copies)
+                    trainer.loop()
+                    trainer.finish()
+                    report = trainer.report()
+        report = dataclasses.replace(
+            report,
+            policies=show_path(policies),
+            seconds=time.monotonic() - started_s,
+            changes=tuple(map(str, changes)),
+            unsent=copies.unsent,
         )
-        if opened:
-            spec = config.replay.view(opened[0].spec)
-            with Trainer(spec, config, run, directory, notify, ranks, run_id) as trainer:
-                trainer.restore(resume=resume, rollback=rollback)
-                trainer.open_source(opened, follow=follow, copies=copies)
-                trainer.loop()
-                trainer.finish()
-                report = trainer.report()
-    report = dataclasses.replace(
-        report,
-        policies=show_path(policies),
-        seconds=time.monotonic() - started_s,
-        changes=tuple(map(str, changes)),
-        unsent=copies.unsent,
-    )
-    notify.call(lambda callback: callback.on_end(report))
-    return report
+        notify.call(lambda callback: callback.on_end(report))
+        return report
 
 
 def check_ranks(config: LearnConfig, document: Mapping[str, Any], ranks: Ranks) -> None:
@@ -279,7 +254,6 @@ def open_run(
     document: Mapping[str, Any],
     *,
     resume: bool,
-    changes: Sequence[SettingChange] = (),
     ranks: Ranks = ALONE,
 ) -> Iterator[None]:
     """Create and lock a run's directory and its policies', and write the settings of the run.
@@ -292,7 +266,6 @@ def open_run(
         return
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run {run} is a file, expected a directory; choose another path")
-    earlier = read_settings(run).get("changes", []) if resume else []
     purpose = f"avtd3 learn --run {run}"
     with contextlib.ExitStack() as locks:
         _lock(run, purpose, locks)
@@ -302,7 +275,7 @@ def open_run(
             )
         if policies.resolve() != run.resolve():
             _lock(policies, purpose, locks)
-        write_settings(run, document, earlier, list(changes))
+        write_settings(run, document)
         ranks.meet()
         yield
 
@@ -412,15 +385,16 @@ class Trainer:
             self._restored, aside = self._checkpoints.roll_back(rollback, self._state, self._noise)
         elif resume:
             self._restored = self._checkpoints.restore_newest(self._state, self._noise)
-        if self._restored is not None:
-            self._guards.resume(self._restored.guards, self._state)
+        restored = self._restored
+        # Without a checkpoint, too: an earlier process may have been killed before its first one.
+        self._guards.resume({} if restored is None else restored.guards, self._state)
+        if restored is not None:
             self._update = self._make_update()
             self._saved_at = self.updates
         if aside is not None:
             text = f"rolled back to update {rollback} as requested; later checkpoints are in "
             self._guards.alerts.note("rollback", self.updates, f"{text}{aside}", value=0.0, limit=0)
-        metrics = {} if self._restored is None else self._restored.metrics
-        self._logger.start(self.updates + 1, metrics)
+        self._logger.start(self.updates + 1, {} if restored is None else restored.metrics)
         self._policy_version = self._policies.repair(actor_spec(self._spec, self._config.network))
         if self._policy_version is None or rollback is not None:
             self._publish()  # collectors wait for a policy, or use one that was rolled back
@@ -610,14 +584,13 @@ class Trainer:
 
     def _make_update(self) -> Callable[[Batch, Tensor], Update]:
         """Return the update function, for the state as it is after loading a checkpoint."""
-        c = self._config
-        algorithm, graphs = c.algorithm, c.cuda_graphs
+        config = self._config
         return make_updater(
             self._state,
-            c.td3,
+            config.td3,
             self._autocast,
-            algorithm=algorithm,
-            graphs=graphs,
+            algorithm=config.algorithm,
+            graphs=config.cuda_graphs,
             ranks=self._ranks,
         )
 
@@ -697,19 +670,19 @@ class Trainer:
 
     def _check_guards(self, batch: Batch, update: Update) -> None:
         length = self.source.episodes.newest_length
-        before = [rate.state.share for rate in self._guards.rates.values()]
+        before = [rate.share for rate in self._guards.rates.values()]
         scalars, stop = self._guards.after(self._state, update, batch, length)
-        after = [rate.state.share for rate in self._guards.rates.values()]
+        after = [rate.share for rate in self._guards.rates.values()]
         self._must_share |= before != after
         self._logger.write(self.updates, scalars)
         if stop is not None and self._config.guards.on_stop != "continue":
             self._stop(stop)
 
-    def _stop(self, finding: Finding) -> None:
+    def _stop(self, alert: Alert) -> None:
         """Save the state in ``RUN/emergency``; then roll back, or halt the run."""
         guards, good = self._config.guards, self._guards.last_good
         path = self._checkpoints.save_emergency(self._state, self._noise, self._metadata())
-        reason = f"{finding.name} at update {finding.update}: {finding.reason}; {finding.fix}; "
+        reason = f"{alert.name} at update {alert.update}: {alert.reason}; {alert.fix}; "
         reason += f"the state is saved in {path}"
         if guards.on_stop == "rollback":
             if self._guards.rollbacks >= guards.max_rollbacks:
@@ -729,8 +702,7 @@ class Trainer:
 
         With the same ones, the run would fail in the same way.
         """
-        unused = torch.Generator(self._device)
-        metadata, aside = self._checkpoints.roll_back(good, self._state, unused)
+        metadata, aside = self._checkpoints.roll_back(good, self._state, None)
         self._guards.roll_back(metadata.guards, self._state)
         self._must_share = True
         self._update = self._make_update()
@@ -762,7 +734,7 @@ class Trainer:
             self._spec,
             self._config.network,
             updates=self.updates,
-            action_limit=self._guards.action_limit.share,
+            action_limit=self._guards.action_limit,
             stack_stride=self._config.replay.stack_stride,
         )
         self._policy_version = version

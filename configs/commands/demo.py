@@ -203,7 +203,7 @@ def demo(
     with the learned policy, audits again and draws pictures. Takes about 1.5 minutes on two idle
     cores. Uses the preset demo unless --config is given.
     """
-    from avtd3.learn.openmp import limit_spinning
+    from avtd3.learn.threads import limit_spinning
 
     limit_spinning()  # before torch is imported
     settings = load_quick(config, set_ or ()) if quick else DemoSettings.load(config, set_ or ())

@@ -77,11 +77,11 @@ def learn(
     what it would do. Exits with 1 if a guard stopped the training. Press Ctrl-C once to save a
     checkpoint and stop.
     """
-    from avtd3.learn.openmp import limit_spinning
+    from avtd3.learn.threads import limit_spinning
 
     limit_spinning()  # before torch is imported
     from avtd3.learn.analysis.run_page import RunPageCallback
-    from avtd3.learn.callbacks import ProgressCallback, StatusCallback
+    from avtd3.learn.callbacks import ProgressCallback
     from avtd3.learn.ranks import open_ranks
     from avtd3.learn.run_settings import name_run, read_settings, resolve_places
     from avtd3.learn.trainer import train
@@ -113,6 +113,7 @@ def learn(
             run.name,
             datasets=[open_place(path) for path in datasets if follows and ranks.is_first],
         )
+        status = ProgressCallback(lambda reported: heart.update(**reported.status()))
         page = RunPageCallback(run)
         with progress() as show, heart:
             report = train(
@@ -123,7 +124,7 @@ def learn(
                 follow=follow,
                 resume=resume,
                 rollback=rollback,
-                callbacks=[ProgressCallback(show, should_stop), StatusCallback(heart), page],
+                callbacks=[ProgressCallback(show, should_stop), status, page],
             )
         if page.message:
             say(page.message)

@@ -57,7 +57,6 @@ _NUMBERS: Mapping[int, tuple[str, np.dtype[Any]]] = {
 class Curve:
     """One scalar over a training run."""
 
-    name: str
     updates: NDArray[np.int64]
     """int64 (N,), ascending: the steps of the points, in avtd3's runs gradient updates."""
     values: NDArray[np.float64]
@@ -296,7 +295,7 @@ class _Points:
                 back.append(tag)
                 order = np.argsort(steps, kind="stable")
                 steps, values = steps[order], values[order]
-            curves[tag] = Curve(name=tag, updates=steps, values=values)
+            curves[tag] = Curve(updates=steps, values=values)
         return curves, back, dropped
 
     def _add_summary(self, event: Any) -> None:  # noqa: ANN401 - as above

@@ -35,8 +35,6 @@ from avtd3.learn.guards.config import LEVELS
 from avtd3.learn.networks import (
     ObservationBatch,
     evaluating,
-    join_pixels,
-    split_pixels,
     to_pixels,
 )
 from avtd3.learn.report import LearnReport
@@ -231,10 +229,9 @@ def _newest(log: RunLog, name: str) -> float | None:
 def _alert_rows(alerts: Sequence[Alert]) -> list[tuple[str, str, str, str, tuple[str, ...]]]:
     """Return a row for each guard: its highest level, how often, when, and its newest alert."""
     order = [NOTE, *LEVELS]
-    known = [alert for alert in alerts if alert.level in order]
     rows = []
-    for name in dict.fromkeys(alert.name for alert in reversed(known)):
-        own = [alert for alert in known if alert.name == name]
+    for name in dict.fromkeys(alert.name for alert in reversed(alerts)):
+        own = [alert for alert in alerts if alert.name == name]
         level = max((alert.level for alert in own), key=order.index)
         first, last = min(alert.update for alert in own), max(alert.update for alert in own)
         when = integer(first) if first == last else f"{integer(first)} to {integer(last)}"
@@ -345,7 +342,7 @@ def find_examples(
     spec = config.replay.view(opened[0].spec)
     episodes, is_held_out = choose_episodes(opened, config)
     state = create_state(spec, config.network, config.td3, torch.device("cpu"), 0)
-    metadata = load_checkpoint(saved[-1], state, torch.Generator())
+    metadata = load_checkpoint(saved[-1], state, None)
     ranked = sorted(episodes, key=lambda episode: episode.episode_return)
     best = ranked[::-1][: min(EACH, len(ranked) - len(ranked) // 2)]
     worst = ranked[: min(EACH, len(ranked) // 2)]
@@ -480,7 +477,7 @@ def _observe(
         stacks = np.concatenate([read(start=t, stop=t + 1) for t in steps.tolist()])
         streams.append(to_pixels(torch.from_numpy(stacks), torch.float32))
     vector = torch.from_numpy(episode.vectors[steps]) if spec.vector_names else None
-    return ObservationBatch(pixels=join_pixels(streams), vector=vector)
+    return ObservationBatch(pixels=tuple(streams), vector=vector)
 
 
 def _saliency(
@@ -488,11 +485,11 @@ def _saliency(
 ) -> dict[str, Any]:
     """Return the fields of `Examples` about the gradients at every fourth step."""
     steps = [(one, n) for one in asked for n in range(0, len(one.steps), 4)]
-    pixels = zip(*(split_pixels(one.observation.pixels) for one in asked), strict=True)
-    streams = [torch.cat([part[::4] for part in parts]) for parts in pixels]
+    pixels = zip(*(one.observation.pixels for one in asked), strict=True)
+    streams = tuple(torch.cat([part[::4] for part in parts]) for parts in pixels)
     vectors = [one.observation.vector for one in asked]
     rows = [vector[::4] for vector in vectors if vector is not None]
-    few = ObservationBatch(pixels=join_pixels(streams), vector=torch.cat(rows) if rows else None)
+    few = ObservationBatch(pixels=streams, vector=torch.cat(rows) if rows else None)
     gradients = ActionGradients.of(state.actor, few, spec.images.values())
     found: dict[str, Any] = {}
     if gradients.vector is not None and few.vector is not None:

@@ -1,17 +1,15 @@
 """`AlertLog`: count alerts, and write them to ``RUN/alerts.jsonl``."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from avtd3.learn.checkpoints import read_as
 from avtd3.learn.guards.config import GUARDS, LEVELS
-from avtd3.learn.guards.limits import Finding
 from avtd3.store import files
-from avtd3.store.errors import CheckpointError
 
 ALERTS_FILE = "alerts.jsonl"
 NOTE = "note"
@@ -87,20 +85,18 @@ class AlertLog:
         self._reported: dict[str, tuple[int, int]] = {}
         self._unreported: dict[str, int] = {}
 
-    def add(self, finding: Finding, at: int) -> None:
-        """Count a finding; write it unless it was written lately at the same or a higher level."""
-        name, level = finding.name, LEVELS.index(finding.level)
-        self.levels[finding.level] += 1
-        self.guards[name] += finding.count
-        count = self._unreported.pop(name, 0) + finding.count
+    def add(self, alert: Alert, at: int) -> None:
+        """Count an alert; write it unless it was written lately at the same or a higher level."""
+        name, level = alert.name, LEVELS.index(alert.level)
+        self.levels[alert.level] += 1
+        self.guards[name] += alert.count
+        count = self._unreported.pop(name, 0) + alert.count
         reported_at, reported_level = self._reported.get(name, (-self._repeat_every, -1))
         if 0 <= at - reported_at < self._repeat_every and level <= reported_level:
             self._unreported[name] = count
             return
         self._reported[name] = (at, level)
-        value = finding.value if math.isfinite(finding.value) else None
-        fields = dataclasses.asdict(finding) | {"value": value, "count": count}
-        self._write(Alert(**fields, fix=finding.fix))
+        self._write(dataclasses.replace(alert, count=count))
 
     def note(
         self,
@@ -123,7 +119,7 @@ class AlertLog:
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:  # the process was killed in the middle of a line
             files.write_aside(self._path, whole)
-        void = [update for update in map(_update_of, whole.splitlines()) if update > at]
+        void = [alert.update for alert in _parse(whole) if alert.update > at]
         if void:
             reason = f"the run was killed and continues from update {at}: the lines above this one "
             reason += "that report later updates are void"
@@ -143,16 +139,14 @@ class AlertLog:
         counts = self.levels | self.guards
         return {f"alerts/{name}": float(count) for name, count in counts.items()}
 
-    def state(self) -> "AlertState":
+    def state(self) -> AlertState:
         """Return the counts, for a checkpoint."""
+        said, unsaid = dict(self._reported), dict(self._unreported)
         return AlertState(
-            levels=dict(self.levels),
-            guards=dict(self.guards),
-            said=dict(self._reported),
-            unsaid=dict(self._unreported),
+            levels=dict(self.levels), guards=dict(self.guards), said=said, unsaid=unsaid
         )
 
-    def restore(self, state: "AlertState") -> None:
+    def restore(self, state: AlertState) -> None:
         """Continue from what `state` returned; new guards start at 0, unknown ones are dropped."""
         self.levels |= {name: count for name, count in state.levels.items() if name in LEVELS}
         self.guards = {name: state.guards.get(name, 0) for name in GUARDS}
@@ -183,20 +177,16 @@ def read_alerts(path: Path) -> list[Alert]:
     if not path.exists():
         return []
     found: list[Alert] = []
-    for line in files.read_bytes(path, MAX_ALERT_BYTES).splitlines():
-        try:
-            alert = read_as(Alert, files.parse_json(line, path), "alert")
-        except (ValueError, CheckpointError):
-            continue
+    for alert in _parse(files.read_bytes(path, MAX_ALERT_BYTES)):
         if alert.name == RESUME:
             found = [earlier for earlier in found if earlier.update <= alert.update]
         found.append(alert)
     return found
 
 
-def _update_of(line: bytes) -> int:
-    """Return the update of a line; -1 if the line is invalid."""
-    try:
-        return int(json.loads(line)["update"])
-    except (ValueError, KeyError, TypeError):
-        return -1
+def _parse(data: bytes) -> Iterator[Alert]:
+    for line in data.splitlines():
+        with contextlib.suppress(ValueError):  # the line is no alert
+            alert = read_as(Alert, files.parse_json(line, ALERTS_FILE), "alert")
+            if alert.level in (NOTE, *LEVELS):
+                yield alert

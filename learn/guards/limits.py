@@ -9,31 +9,9 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
+from avtd3.learn.guards.alerts import Alert
 from avtd3.learn.guards.config import GUARDS, LEVELS, UPDATE_RATIOS, WEIGHTS, GuardConfig
 from avtd3.learn.guards.readings import Reading, Rows
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
-    """A guard, of the names in `GUARDS`, that exceeded its limit of a level in one reading."""
-
-    name: str
-    level: str
-    update: int
-    """The worst update."""
-    _: dataclasses.KW_ONLY
-    value: float
-    """The value at that update; may be infinite or NaN."""
-    limit: float
-    count: int = 1
-    """Number of updates in the reading that exceeded the lowest limit."""
-    reason: str
-    """What was found and what was expected, as a sentence."""
-
-    @property
-    def fix(self) -> str:
-        """How to fix it."""
-        return GUARDS[self.name]
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -74,8 +52,8 @@ class History:
         )
 
 
-def check_reading(reading: Reading, history: History, config: GuardConfig) -> list[Finding]:
-    """Return a finding for every guard that exceeds a limit."""
+def check_reading(reading: Reading, history: History, config: GuardConfig) -> list[Alert]:
+    """Return an alert for every guard that exceeds a limit, about its worst update."""
     now = history.after(reading, config)
     return [
         *_gradients(reading, config),
@@ -86,7 +64,7 @@ def check_reading(reading: Reading, history: History, config: GuardConfig) -> li
     ]
 
 
-def _gradients(reading: Reading, config: GuardConfig) -> Iterator[Finding]:
+def _gradients(reading: Reading, config: GuardConfig) -> Iterator[Alert]:
     for network, rows in (("actor", reading.actor), ("critic", reading.critic)):
         norms, what = rows.column("grad_norm"), f"the gradient of the {network} before clipping"
         yield from _over(f"{network}_grad_norm", rows, norms, config.grad_norm, what)
@@ -94,7 +72,7 @@ def _gradients(reading: Reading, config: GuardConfig) -> Iterator[Finding]:
 
 def _losses(
     reading: Reading, history: History, now: History, config: GuardConfig
-) -> Iterator[Finding]:
+) -> Iterator[Alert]:
     rows, limit = reading.critic, config.critic_loss_limit
     limits, losses = (limit, 10.0 * limit), rows.column("loss")
     yield from _over("critic_loss", rows, losses, limits, "the critic's loss")
@@ -108,7 +86,7 @@ def _losses(
         yield from _over("actor_loss", reading.actor, sizes, (limit, 10.0 * limit), what)
 
 
-def _values(reading: Reading, now: History, config: GuardConfig) -> Iterator[Finding]:
+def _values(reading: Reading, now: History, config: GuardConfig) -> Iterator[Alert]:
     low, high = now.return_min, now.return_max
     for name, rows, whose in (
         ("q_bound", reading.critic, "Q"),
@@ -125,8 +103,8 @@ def _values(reading: Reading, now: History, config: GuardConfig) -> Iterator[Fin
     yield from _over("q_size", rows, sizes, (math.inf, config.q_limit), "the absolute value of Q")
 
 
-def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding]:
-    """Yield the findings of the guards that check the last update of each network."""
+def _last(reading: Reading, config: GuardConfig) -> Iterator[Alert]:
+    """Yield the alerts of the guards that check the last update of each network."""
     last = reading.last
     for network, rows in (("actor", reading.actor), ("critic", reading.critic)):
         newest = Rows(updates=rows.updates[-1:])
@@ -148,10 +126,10 @@ def _last(reading: Reading, config: GuardConfig) -> Iterator[Finding]:
         limit, update = config.action_std_limit, newest.updates[0]
         reason = f"the standard deviation of the actions over a batch is {spread:.3g}, expected "
         reason += f"above {limit:.3g}"
-        yield Finding("constant_action", "warn", update, value=spread, limit=limit, reason=reason)
+        yield _alert("constant_action", "warn", update, value=spread, limit=limit, reason=reason)
 
 
-def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator[Finding]:
+def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator[Alert]:
     for network, rows, before in (
         ("critic", reading.critic, history.skipped_in_a_row),
         ("actor", reading.actor, history.actor_skipped_in_a_row),
@@ -162,7 +140,7 @@ def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator
             continue
         longest = _in_a_row(before, finite)[1]
         is_stop = longest >= config.max_skipped
-        yield Finding(
+        yield _alert(
             f"{network}_not_finite",
             "stop" if is_stop else "warn",
             bad[-1],
@@ -174,25 +152,40 @@ def _finite(reading: Reading, history: History, config: GuardConfig) -> Iterator
         )
 
 
+def _alert(
+    name: str,
+    level: str,
+    update: int,
+    *,
+    value: float,
+    limit: float,
+    reason: str,
+    count: int = 1,
+) -> Alert:
+    alert = Alert(name=name, level=level, update=update, reason=reason, fix=GUARDS[name])
+    shown = value if math.isfinite(value) else None
+    return dataclasses.replace(alert, value=shown, limit=limit, count=count)
+
+
 def _over(
     name: str, rows: Rows, values: Sequence[float], limits: Sequence[float], what: str
-) -> Iterator[Finding]:
-    """Yield a finding for the largest finite value, if it exceeds the lowest limit."""
+) -> Iterator[Alert]:
+    """Yield an alert for the largest finite value, if it exceeds the lowest limit."""
     known = [(v, u) for v, u in zip(values, rows.updates, strict=True) if math.isfinite(v)]
     value, update = max(known, default=(-math.inf, 0))
     passed = [(limit, level) for limit, level in zip(limits, LEVELS, strict=False) if value > limit]
     for limit, level in passed[-1:]:
         count = sum(v > min(limits) for v, _ in known)
         reason = f"{what} is {value:.4g}, expected at most {limit:.4g}"
-        yield Finding(name, level, update, value=value, limit=limit, count=count, reason=reason)
+        yield _alert(name, level, update, value=value, limit=limit, count=count, reason=reason)
 
 
-def check_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> Iterator[Finding]:
-    """Yield a finding for each guard of single layers that exceeds its limit."""
+def check_layers(scalars: Mapping[str, float], at: int, config: GuardConfig) -> Iterator[Alert]:
+    """Yield an alert for each guard of single layers that exceeds its limit."""
     bad = [layer for layer, size in _family(scalars, WEIGHTS) if not math.isfinite(size)]
     if bad:
         reason = f"weights are not finite: {', '.join(bad[:5])}"
-        yield Finding("weights", "stop", at, value=math.nan, limit=0.0, reason=reason)
+        yield _alert("weights", "stop", at, value=math.nan, limit=0.0, reason=reason)
     family = _family(scalars, UPDATE_RATIOS)
     ratios = [(ratio, layer) for layer, ratio in family if math.isfinite(ratio)]
     ratio, layer = max(ratios, default=(0.0, ""))

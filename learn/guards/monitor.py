@@ -10,7 +10,7 @@ from avtd3.learn.batch import Batch
 from avtd3.learn.checkpoints import as_json, read_as
 from avtd3.learn.guards.alerts import ALERTS_FILE, Alert, AlertLog, AlertState
 from avtd3.learn.guards.config import LEVELS, ActionLimitConfig, CnnRateConfig, GuardConfig
-from avtd3.learn.guards.limits import Finding, History, check_layers, check_reading
+from avtd3.learn.guards.limits import History, check_layers, check_reading
 from avtd3.learn.guards.readings import LayerProbe, Reading, Window
 from avtd3.learn.td3 import TD3State, Update
 from avtd3.store.errors import CheckpointError
@@ -20,110 +20,86 @@ _SERIOUS = LEVELS.index("serious")
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class RateState:
-    """The state of a `CnnRate`, as in a checkpoint."""
+class CnnRate:
+    """The learning rate of one CNN: halved while its features are large, then doubled again."""
 
     share: float = 1.0
     """Share of the configured rate, in [floor, 1]."""
     halved_at: int | None = None
     calm_since: int | None = None
 
-
-class CnnRate:
-    """The learning rate of one CNN: halved while its features are large, then doubled again."""
-
-    def __init__(self, config: CnnRateConfig) -> None:
-        self.state = RateState()
-        self._config = config
-
-    def read(self, feature_norm: float, at: int) -> str:
+    def read(self, feature_norm: float, at: int, config: CnnRateConfig) -> str:
         """Adapt the rate to a feature norm; return what changed, or an empty text."""
-        config = self._config
         if not config.enabled or not math.isfinite(feature_norm):
             return ""
         if feature_norm >= config.recover_below:
-            self.state.calm_since = None
-        elif self.state.calm_since is None:
-            self.state.calm_since = at
+            self.calm_since = None
+        elif self.calm_since is None:
+            self.calm_since = at
         if feature_norm > config.halve_above:
-            return self._halve(feature_norm, at)
-        if self.state.calm_since is not None and at - self.state.calm_since >= config.recover_after:
-            return self._recover(at)
+            return self._halve(feature_norm, at, config)
+        if self.calm_since is not None and at - self.calm_since >= config.recover_after:
+            return self._recover(at, config)
         return ""
 
-    def reduce(self, factor: float, at: int) -> None:
+    def reduce(self, factor: float, at: int, config: CnnRateConfig) -> None:
         """Multiply the rate by a factor, but not below the floor."""
-        self.state.share = max(self.state.share * factor, self._config.floor)
-        self.state.halved_at, self.state.calm_since = at, None
+        self.share = max(self.share * factor, config.floor)
+        self.halved_at, self.calm_since = at, None
 
-    def _halve(self, feature_norm: float, at: int) -> str:
-        config, before = self._config, self.state.halved_at
-        is_cooling = before is not None and at - before < config.cool_down
-        if is_cooling or self.state.share <= config.floor:
+    def _halve(self, feature_norm: float, at: int, config: CnnRateConfig) -> str:
+        is_cooling = self.halved_at is not None and at - self.halved_at < config.cool_down
+        if is_cooling or self.share <= config.floor:
             return ""
-        self.reduce(0.5, at)
+        self.reduce(0.5, at, config)
         return (
             f"the feature norm is {feature_norm:.4g}, expected at most {config.halve_above:g}: the "
-            f"CNN's learning rate is now {self.state.share:.3g} of the configured one"
+            f"CNN's learning rate is now {self.share:.3g} of the configured one"
         )
 
-    def _recover(self, at: int) -> str:
-        self.state.calm_since = at
-        if self.state.share >= 1.0:
+    def _recover(self, at: int, config: CnnRateConfig) -> str:
+        self.calm_since = at
+        if self.share >= 1.0:
             return ""
-        self.state.share = min(2.0 * self.state.share, 1.0)
+        self.share = min(2.0 * self.share, 1.0)
         return (
-            f"the feature norm stayed below {self._config.recover_below:g} for "
-            f"{self._config.recover_after} updates: the CNN's learning rate is "
-            f"{self.state.share:.3g} of the configured one again"
+            f"the feature norm stayed below {config.recover_below:g} for {config.recover_after} "
+            f"updates: the CNN's learning rate is {self.share:.3g} of the configured one again"
         )
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
-class LimitState:
-    """The state of an `ActionLimit`, as in a checkpoint."""
+class ActionLimit:
+    """The limit on the actions of published policies, and whether it has been removed."""
 
     is_lifted: bool
     calm_since: int | None = None
 
-
-class ActionLimit:
-    """The limit on the actions of published policies, and whether it has been removed."""
-
-    def __init__(self, config: ActionLimitConfig) -> None:
-        self._config = config
-        self.state = LimitState(is_lifted=config.share >= 1.0)
-
-    @property
-    def share(self) -> float:
-        """Share of each half range of the action that policies may use now."""
-        return 1.0 if self.state.is_lifted else self._config.share
-
-    def read(self, last: Mapping[str, float], episode_length: float | None, at: int) -> str:
+    def read(
+        self,
+        last: Mapping[str, float],
+        episode_length: float | None,
+        at: int,
+        config: ActionLimitConfig,
+    ) -> str:
         """Remove the limit if training looks healthy; return why, or an empty text."""
-        config = self._config
-        if self.state.is_lifted or (spread := last.get("actor/action_std")) is None:
+        if self.is_lifted or (spread := last.get("actor/action_std")) is None:
             return ""
         if not last.get("actor_cnn/feature_norm", 0.0) < config.feature_norm_below:
-            self.state.calm_since = None
+            self.calm_since = None
             return ""
-        if self.state.calm_since is None:
-            self.state.calm_since = at
-        calm = at - self.state.calm_since
+        if self.calm_since is None:
+            self.calm_since = at
+        calm = at - self.calm_since
         is_long = episode_length is not None and episode_length > config.episode_length_above
         if calm < config.for_updates or not spread > config.action_std_above or not is_long:
             return ""
-        self.state.is_lifted = True
+        self.is_lifted = True
         return (
             f"the actions of policies are no longer limited: for {calm} updates the feature norm "
             f"stayed below {config.feature_norm_below:g}, the standard deviation of the actions is "
             f"{spread:.3g}, and the newest episodes have {episode_length:.0f} steps"
         )
-
-    def restore(self, state: LimitState) -> None:
-        """Continue from a checkpoint; keep the limit off if it is not configured."""
-        is_lifted = state.is_lifted or self._config.share >= 1.0
-        self.state = dataclasses.replace(state, is_lifted=is_lifted)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +107,8 @@ class GuardState:
     """The state of all guards, as in a checkpoint."""
 
     alerts: AlertState
-    rates: dict[str, RateState]
-    action_limit: LimitState
+    rates: dict[str, CnnRate]
+    action_limit: ActionLimit
     last_good: int | None
     rollbacks: int
     memory: History
@@ -156,8 +132,8 @@ class GuardMonitor:
     ) -> None:
         self.config = config
         self.alerts = AlertLog(run / ALERTS_FILE, config.repeat_every, on_alert=on_alert)
-        self.rates = {name: CnnRate(config.rate) for name in CNNS}
-        self.action_limit = ActionLimit(config.action_limit)
+        self.rates = {name: CnnRate() for name in CNNS}
+        self._limit = ActionLimit(is_lifted=config.action_limit.share >= 1.0)
         self.last_good: int | None = None
         """Updates of the newest good checkpoint; see `mark_checkpoint`."""
         self.rollbacks = 0
@@ -167,6 +143,11 @@ class GuardMonitor:
         self._history = History()
         self._is_serious = False
 
+    @property
+    def action_limit(self) -> float:
+        """Share of each half range of the action that policies may use now."""
+        return 1.0 if self._limit.is_lifted else self.config.action_limit.share
+
     def before(self, state: TD3State) -> None:
         """Prepare for an update."""
         if self.config.enabled:
@@ -174,8 +155,8 @@ class GuardMonitor:
 
     def after(
         self, state: TD3State, update: Update, batch: Batch, episode_length: float | None
-    ) -> tuple[Mapping[str, float], Finding | None]:
-        """Check an update; return metrics to log, and the first finding of level ``stop``.
+    ) -> tuple[Mapping[str, float], Alert | None]:
+        """Check an update; return metrics to log, and the first alert of level ``stop``.
 
         Wait for the device only if a reading is due.
         """
@@ -196,15 +177,12 @@ class GuardMonitor:
             self.alerts.add(finding, at)
         self._is_serious |= any(_level(finding) >= _SERIOUS for finding in findings)
         if is_due:
-            scalars |= self.scalars()
+            scalars |= self.alerts.scalars()
+            scalars |= {
+                "run/action_limit": self.action_limit,
+                "run/rollbacks": float(self.rollbacks),
+            }
         return scalars, next((f for f in findings if f.level == "stop"), None)
-
-    def scalars(self) -> dict[str, float]:
-        """Return the counts of alerts, the action limit and the rollbacks, by metric."""
-        return self.alerts.scalars() | {
-            "run/action_limit": self.action_limit.share,
-            "run/rollbacks": float(self.rollbacks),
-        }
 
     def mark_checkpoint(self, updates: int) -> None:
         """Set `last_good` if the checkpoint that is about to be saved is good.
@@ -223,8 +201,8 @@ class GuardMonitor:
         """Return the state of all guards as JSON, for a checkpoint."""
         state = GuardState(
             alerts=self.alerts.state(),
-            rates={name: rate.state for name, rate in self.rates.items()},
-            action_limit=self.action_limit.state,
+            rates=self.rates,
+            action_limit=self._limit,
             last_good=self.last_good,
             rollbacks=self.rollbacks,
             memory=self._history,
@@ -243,9 +221,9 @@ class GuardMonitor:
         if not is_whole or not all(0.0 < rate.share <= 1.0 for rate in state.rates.values()):
             raise CheckpointError(f"{where} are incomplete; resume from another checkpoint")
         self.alerts.restore(state.alerts)
-        for name, rate in self.rates.items():
-            rate.state = state.rates[name]
-        self.action_limit.restore(state.action_limit)
+        self.rates = {name: state.rates[name] for name in CNNS}
+        self._limit = state.action_limit
+        self._limit.is_lifted |= self.config.action_limit.share >= 1.0
         self.last_good, self.rollbacks = state.last_good, state.rollbacks
         self._history = state.memory
         self._window.restore(state.window)
@@ -264,18 +242,19 @@ class GuardMonitor:
         self.alerts.restore(alerts)
         self.rollbacks = rollbacks + 1
         for rate in self.rates.values():
-            rate.reduce(self.config.rollback_rate, networks.updates)
+            rate.reduce(self.config.rollback_rate, networks.updates, self.config.rate)
         set_cnn_rates(networks, self.rates)
 
     def _adjust(self, state: TD3State, reading: Reading, episode_length: float | None) -> None:
         at = state.updates
         for name, rate in self.rates.items():
             norm = reading.last.get(f"{name}_cnn/feature_norm")
-            if norm is not None and (text := rate.read(norm, at)):
-                limit = self.config.rate.halve_above
+            config = self.config.rate
+            if norm is not None and (text := rate.read(norm, at, config)):
+                limit = config.halve_above
                 self.alerts.note(f"{name}_cnn_rate", at, text, value=norm, limit=limit)
                 set_cnn_rates(state, self.rates)
-        if text := self.action_limit.read(reading.last, episode_length, at):
+        if text := self._limit.read(reading.last, episode_length, at, self.config.action_limit):
             self.alerts.note("action_limit", at, text, value=1.0, limit=1.0)
 
 
@@ -287,9 +266,9 @@ def set_cnn_rates(state: TD3State, rates: Mapping[str, CnnRate]) -> None:
             if group["part"] == "cnn":
                 decay = group["lr"] / group["base_lr"]
                 full = group.setdefault("full_lr", group["base_lr"])
-                group["base_lr"] = full * rate.state.share
+                group["base_lr"] = full * rate.share
                 group["lr"] = decay * group["base_lr"]
 
 
-def _level(finding: Finding) -> int:
-    return LEVELS.index(finding.level)
+def _level(alert: Alert) -> int:
+    return LEVELS.index(alert.level)

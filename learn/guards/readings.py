@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from avtd3.learn.batch import Batch
-from avtd3.learn.gradient_clip import GradientNorms
 from avtd3.learn.guards.config import UPDATE_RATIOS, WEIGHTS
 from avtd3.learn.logging import actor_scalars, feature_scalars
 from avtd3.learn.td3 import TD3State, Update
@@ -126,6 +125,25 @@ class _Pending:
         for name, value in values.items():
             self.values.setdefault(name, []).append(value)
 
+    def columns(self) -> dict[str, Tensor]:
+        """Return the columns (N,) of `Rows`, on the device; none without updates."""
+        if not self.updates:
+            return {}
+        stacked = {name: torch.stack(values).float() for name, values in self.values.items()}
+        norms = [stacked[name] for name in ("mlp", "cnn") if name in stacked]
+        qs = torch.cat([stacked[name] for name in ("q1", "q2") if name in stacked], dim=1)
+        found = {
+            "loss": stacked["loss"],
+            "q_min": qs.amin(dim=1),
+            "q_max": qs.amax(dim=1),
+            "grad_norm": torch.stack(norms).amax(dim=0),
+            "finite": stacked["finite"],
+        }
+        if "discount" in stacked:
+            allowed = allowed_returns(stacked["reward"], stacked["discount"])
+            found |= {"return_min": allowed.amin(dim=1), "return_max": allowed.amax(dim=1)}
+        return found
+
 
 class Window:
     """Collect updates between two readings of the guards."""
@@ -141,30 +159,31 @@ class Window:
         """Add an update, without computing anything or waiting for the device."""
         critic = update.critic
         values = {"loss": critic.loss, "q1": critic.q1, "q2": critic.q2, "reward": update.reward}
-        values["discount"] = batch.discount
-        self._critic.add(number, values | self._norms(update.critic_norms))
+        values |= {"discount": batch.discount, "finite": update.critic_norms.finite}
+        self._critic.add(number, values | update.critic_norms.before)
         self._last = update
         if update.actor is not None and update.actor_norms is not None:
             values = {"loss": update.actor.loss, "q1": update.actor.q}
-            self._actor.add(number, values | self._norms(update.actor_norms))
+            values["finite"] = update.actor_norms.finite
+            self._actor.add(number, values | update.actor_norms.before)
             self._last_actor = update
 
     def settle(self) -> Reading:
         """Return the reading so far; wait for the device if there are new updates."""
-        wanted = _columns(self._critic, "critic") | _columns(self._actor, "actor")
-        wanted |= {("last", name): value for name, value in self._last_scalars().items()}
-        if wanted:
-            flat = torch.cat([value.reshape(-1).to(torch.float32) for value in wanted.values()])
+        parts = (self._critic.columns(), self._actor.columns(), self._last_scalars())
+        if tensors := [value for part in parts for value in part.values()]:
+            flat = torch.cat([value.reshape(-1).to(torch.float32) for value in tensors])
             numbers = iter(flat.tolist())
-            found: dict[str, dict[str, list[float]]] = {"critic": {}, "actor": {}}
-            for (part, name), value in wanted.items():
-                column = list(itertools.islice(numbers, value.numel()))
-                if part == "last":
-                    self._reading.last[name] = column[0]
-                else:
-                    found[part][name] = column
-            self._reading.critic.extend(self._critic.updates, found["critic"])
-            self._reading.actor.extend(self._actor.updates, found["actor"])
+            critic, actor, last = (
+                {
+                    name: list(itertools.islice(numbers, value.numel()))
+                    for name, value in part.items()
+                }
+                for part in parts
+            )
+            self._reading.critic.extend(self._critic.updates, critic)
+            self._reading.actor.extend(self._actor.updates, actor)
+            self._reading.last |= {name: value for name, (value,) in last.items()}
         self.restore(self._reading)
         return self._reading
 
@@ -180,10 +199,6 @@ class Window:
         self._last = self._last_actor = None
         self._reading = reading
 
-    def _norms(self, norms: GradientNorms) -> dict[str, Tensor]:
-        found = {"mlp": norms.mlp_before, "finite": norms.finite}
-        return found | ({"cnn": norms.cnn_before} if self._feature_count else {})
-
     def _last_scalars(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if self._last is not None:
@@ -193,26 +208,6 @@ class Window:
             found |= feature_scalars("actor_cnn", actor.state, self._feature_count)
             found |= actor_scalars(actor)
         return {name: value for name, value in found.items() if name.partition("/")[2] in _LAST}
-
-
-def _columns(pending: _Pending, part: str) -> dict[tuple[str, str], Tensor]:
-    """Return the columns (N,) of a network's updates, on the device; none without updates."""
-    if not pending.updates:
-        return {}
-    stacked = {name: torch.stack(values).float() for name, values in pending.values.items()}
-    norms = [stacked[name] for name in ("mlp", "cnn") if name in stacked]
-    qs = [stacked[name] for name in ("q1", "q2") if name in stacked]
-    columns = {
-        "loss": stacked["loss"],
-        "q_min": torch.cat(qs, dim=1).amin(dim=1),
-        "q_max": torch.cat(qs, dim=1).amax(dim=1),
-        "grad_norm": torch.stack(norms).amax(dim=0),
-        "finite": stacked["finite"],
-    }
-    if "discount" in stacked:
-        allowed = allowed_returns(stacked["reward"], stacked["discount"])
-        columns |= {"return_min": allowed.amin(dim=1), "return_max": allowed.amax(dim=1)}
-    return {(part, name): column for name, column in columns.items()}
 
 
 def allowed_returns(reward: Tensor, discount: Tensor) -> Tensor:

@@ -61,11 +61,11 @@ def make_batch() -> MakeBatch:
             return torch.randn(*shape, generator=generator, dtype=dtype)
 
         def observe() -> ObservationBatch:
-            pixels = None
+            pixels: tuple[torch.Tensor, ...] = ()
             if spec.image is not None:
                 shape = (size, *spec.image.observation_shape)
                 frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-                pixels = to_pixels(frames, dtype)
+                pixels = (to_pixels(frames, dtype),)
             vector = normal(size, spec.vector_size) if spec.vector_size else None
             return ObservationBatch(pixels=pixels, vector=vector)
 

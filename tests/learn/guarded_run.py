@@ -56,11 +56,13 @@ def learnable(batch):
     """Return a batch whose best actions depend on its images, or without them on its vectors."""
     pixels, vector = batch.observation.pixels, batch.observation.vector
     wanted = vector[:, :2].clamp(-0.8, 0.8)
-    if pixels is not None:
+    if pixels:
         bright = torch.linspace(-0.8, 0.8, len(wanted)).roll(int(vector[0, 0] * 100))
         wanted = torch.stack([bright, -bright], dim=1)
         shade = (bright + 1.0)[:, None, None, None]
-        seen = dataclasses.replace(batch.observation, pixels=pixels * shade.to(pixels.dtype))
+        seen = dataclasses.replace(
+            batch.observation, pixels=(pixels[0] * shade.to(pixels[0].dtype),)
+        )
         batch = dataclasses.replace(batch, observation=seen)
     reward = 1.0 - (batch.action - wanted).square().mean(dim=1)
     return dataclasses.replace(batch, reward=reward, discount=0.5 * torch.ones_like(reward))

@@ -18,8 +18,8 @@ def test_a_batch_holds_what_was_drawn(tmp_path, make_spec, publish_episodes, n_s
         drawn = sampler.sample()
         batch = to_batch(drawn, torch.device("cpu"), torch.float32)
         pairs = [
-            (batch.observation.pixels, drawn.observation_frames),
-            (batch.next_observation.pixels, drawn.next_observation_frames),
+            (batch.observation.pixels[0], drawn.observation_frames),
+            (batch.next_observation.pixels[0], drawn.next_observation_frames),
             (batch.observation.vector, drawn.observation_vector),
             (batch.next_observation.vector, drawn.next_observation_vector),
             (batch.action, drawn.action),
@@ -38,7 +38,7 @@ def test_a_batch_without_images(tmp_path, make_spec, publish_episodes):
     dataset = publish_episodes(tmp_path / "data", make_spec())
     with Sampler([dataset], ReplayConfig(batch_size=4), seed=0, scratch=tmp_path) as sampler:
         batch = to_batch(sampler.sample(), torch.device("cpu"), torch.float32)
-    assert batch.observation.pixels is None
+    assert batch.observation.pixels == ()
     assert batch.observation.vector is not None
     assert batch.observation.vector.shape == (4, 5)
 
@@ -59,12 +59,10 @@ def test_each_stack_is_shifted_by_a_draw_of_its_own(tmp_path, make_spec, publish
         drawn = sampler.sample()
         batch = to_batch(drawn, device, torch.float32, shift(5))
         one, other = draw_shifts(2, 16, torch.Generator().manual_seed(5), device)
-        assert_shifted(batch.observation.pixels, drawn.observation_frames, one)
-        assert_shifted(batch.next_observation.pixels, drawn.next_observation_frames, other)
+        assert_shifted(batch.observation.pixels[0], drawn.observation_frames, one)
+        assert_shifted(batch.next_observation.pixels[0], drawn.next_observation_frames, other)
         again = to_batch(drawn, device, torch.float32, shift(5))
-    assert isinstance(batch.observation.pixels, torch.Tensor)
-    assert isinstance(again.observation.pixels, torch.Tensor)
-    assert torch.equal(batch.observation.pixels, again.observation.pixels)
+    assert torch.equal(batch.observation.pixels[0], again.observation.pixels[0])
 
 
 def test_the_steps_of_a_sequence_are_shifted_apart(tmp_path, make_spec, publish_episodes):
@@ -77,9 +75,7 @@ def test_the_steps_of_a_sequence_are_shifted_apart(tmp_path, make_spec, publish_
         plain = flatten_sequences(drawn, 0.99, device, torch.float32)
         moved = flatten_sequences(drawn, 0.99, device, torch.float32, shift(5))
     one, other = draw_shifts(2, 16, torch.Generator().manual_seed(5), device)
-    assert isinstance(plain.observation.pixels, torch.Tensor)
-    assert isinstance(plain.next_observation.pixels, torch.Tensor)
-    before = plain.observation.pixels.to(torch.uint8).numpy()
-    assert_shifted(moved.observation.pixels, before, one)
-    after = plain.next_observation.pixels.to(torch.uint8).numpy()
-    assert_shifted(moved.next_observation.pixels, after, other)
+    before = plain.observation.pixels[0].to(torch.uint8).numpy()
+    assert_shifted(moved.observation.pixels[0], before, one)
+    after = plain.next_observation.pixels[0].to(torch.uint8).numpy()
+    assert_shifted(moved.next_observation.pixels[0], after, other)

@@ -50,6 +50,19 @@ def test_what_was_saved_is_what_is_loaded(tmp_path, make_state, make_batch, spec
     assert torch.equal(torch.rand(3, generator=noise), torch.rand(3, generator=other_noise))
 
 
+def test_a_checkpoint_of_another_device_is_read_without_its_random_state(tmp_path, make_state):
+    class OfGpu(torch.Generator):
+        def get_state(self):
+            return torch.zeros(16, dtype=torch.uint8)
+
+    path = save_checkpoint(tmp_path, make_state(), OfGpu(), metadata(3))
+    other = make_state(seed=1)
+    assert load_checkpoint(path, other, None) == metadata(3)
+    assert_equal(make_state(), other)
+    with pytest.raises(CheckpointError, match="noise"):
+        load_checkpoint(path, other, torch.Generator())
+
+
 def assert_equal(state, other):
     for name in ("actor", "critic", "actor_target", "critic_target"):
         ours, theirs = getattr(state, name).state_dict(), getattr(other, name).state_dict()

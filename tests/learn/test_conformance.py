@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.gradient_clip import ClipConfig
 from avtd3.learn.networks import Actor, NetworkConfig, TwinCritic
-from avtd3.learn.td3 import TD3Config, state_of, update
+from avtd3.learn.td3 import ClipConfig, TD3Config, state_of, update
 from avtd3.learn.trainer import cpu_threads
 from avtd3.store.spec import ImageSpec
 from avtd3.tests.learn.plain_td3 import Drawn, Network, PlainTD3, Seen
@@ -89,7 +88,7 @@ def gradients(module):
 def seen(observation):
     pixels, vector = observation.pixels, observation.vector
     return Seen(
-        pixels=None if pixels is None else pixels.numpy(),
+        pixels=pixels[0].numpy() if pixels else None,
         vector=None if vector is None else vector.numpy(),
     )
 

@@ -40,7 +40,7 @@ def test_a_named_precision_is_taken():
 def test_devices():
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("quantum", "cuda:99"):
+    for name in ("quantum", "meta", "cuda:99"):
         with pytest.raises(ConfigError, match="device is"):
             pick_device(name)
 

@@ -9,8 +9,7 @@ import torch
 from avtd3.learn import evaluation
 from avtd3.learn.analysis.event_log import read_log
 from avtd3.learn.config import LearnConfig
-from avtd3.learn.evaluation import HeldOutEvaluator, discounted_returns
-from avtd3.learn.fitted_value import FittedEpisode
+from avtd3.learn.evaluation import FittedEpisode, HeldOutEvaluator, discounted_returns
 from avtd3.learn.metrics import METRICS
 from avtd3.learn.networks import NetworkConfig, ObservationBatch, to_pixels
 from avtd3.learn.td3 import TD3Config, create_state, scale_reward
@@ -62,10 +61,10 @@ def one_by_one(state, episode, spec, gamma):
     """Return the metrics of every step, each from its own forward passes."""
 
     def observe(t):
-        pixels = None
+        pixels: tuple[torch.Tensor, ...] = ()
         if spec.image is not None:
             stacked = torch.from_numpy(episode.observations()[t : t + 1])
-            pixels = to_pixels(stacked, torch.float32)
+            pixels = (to_pixels(stacked, torch.float32),)
         return ObservationBatch(pixels=pixels, vector=torch.from_numpy(episode.vectors[t : t + 1]))
 
     rewards = np.clip(2.0 * episode.rewards, -1.5, 1.5)
@@ -140,7 +139,7 @@ def test_a_fit_sees_the_features_of_all_states_in_order(
     (fitted,) = seen
     with torch.no_grad():
         vector = torch.from_numpy(episode.vectors)
-        own = state.actor(ObservationBatch(pixels=None, vector=vector))
+        own = state.actor(ObservationBatch(pixels=(), vector=vector))
         expected = state.critic.hidden(vector, own)
         given = state.critic.hidden(vector[:-1], torch.from_numpy(episode.actions))
     known = 5 if terminated else 6  # the state after the end has no value

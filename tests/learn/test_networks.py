@@ -113,7 +113,7 @@ def test_actions_are_in_bounds_for_every_kind_of_observation(make_spec, image, v
     spec = make_spec(image=image, vector=vector, low=(-3.0, 0.0), high=(-1.0, 10.0))
     actor = Actor(spec, NetworkConfig(hidden=(8,), features=16))
     nn.init.normal_(list(actor.head.parameters())[-2], std=20.0)
-    pixels = None if image is None else to_pixels(make_frames(image, 64), torch.float32)
+    pixels = () if image is None else (to_pixels(make_frames(image, 64), torch.float32),)
     vectors = torch.randn(64, vector) if vector else None
     action = actor(ObservationBatch(pixels=pixels, vector=vectors))
     assert action.shape == (64, 2)
@@ -163,7 +163,7 @@ def test_driving_equals_the_modules(make_spec, config, image, vector):
     actor.eval()
     frames = None if image is None else make_frames(image, 1)
     vectors = torch.randn(1, vector) if vector else None
-    pixels = None if frames is None else to_pixels(frames, torch.float32)
+    pixels = () if frames is None else (to_pixels(frames, torch.float32),)
     with torch.no_grad():
         expected = actor(ObservationBatch(pixels=pixels, vector=vectors))[0]
     ours = SingleActor(actor)(

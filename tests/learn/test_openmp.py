@@ -8,7 +8,7 @@ CODE = """
 import os, sys
 import avtd3.learn
 before = dict(os.environ)
-from avtd3.learn.openmp import limit_spinning
+from avtd3.learn.threads import limit_spinning
 assert os.environ == before, "importing changed the environment"
 limit_spinning()
 assert "torch" not in sys.modules, "OpenMP has read its settings by then"
@@ -42,13 +42,13 @@ def test_the_command_sets_it_before_torch_is_imported(tmp_path):
     code = (
         "import os, sys, builtins\n"
         "from avtd3.cli import main\n"
-        "from avtd3.learn import openmp\n"
-        "real = openmp.limit_spinning\n"
+        "from avtd3.learn import threads\n"
+        "real = threads.limit_spinning\n"
         "def checked():\n"
         "    assert 'torch' not in sys.modules\n"
         "    real()\n"
         "    print('called', file=sys.stderr)\n"
-        "openmp.limit_spinning = checked\n"
+        "threads.limit_spinning = checked\n"
         "main(sys.argv[1:])\n"
     )
     for words in (("learn", "nowhere", "--run", "run"), ("demo", "--out", sys.executable)):

@@ -15,7 +15,6 @@ from avtd3.learn.policy_store import PolicyStore
 from avtd3.learn.td3 import (
     TD3Config,
     actor_loss,
-    cloning_loss,
     create_state,
     critic_loss,
     update,
@@ -125,7 +124,7 @@ def test_a_policy_with_a_shared_encoder_acts_like_its_actor(shared, spec, make_b
     stack = np.concatenate([frame, frame])[None]
     observation = dataclasses.replace(
         batch.observation,
-        pixels=torch.from_numpy(stack).float(),
+        pixels=(torch.from_numpy(stack).float(),),
         vector=batch.observation.vector[:1],
     )
     with torch.no_grad():
@@ -157,7 +156,7 @@ def test_a_policy_includes_the_statistics_of_the_vector(make_spec, make_batch, t
     actor.reset()
     vector = one[0].numpy() * np.array(spec.vector_scales, np.float32)
     action = actor.act(Observation(image=frame, vector=vector))
-    pixels = None if image is None else torch.zeros(1, 2, 36, 36)
+    pixels = () if image is None else (torch.zeros(1, 2, 36, 36),)
     with torch.no_grad():
         expected = state.actor(ObservationBatch(pixels=pixels, vector=one))[0].numpy()
     np.testing.assert_allclose(action, expected, rtol=1e-3, atol=1e-4)
@@ -176,7 +175,7 @@ def test_cloning_ignores_the_critics(make_spec, small_network, make_batch):
     one, other = (state.actor.state_dict() for state in states)
     assert all(torch.equal(one[name], other[name]) for name in one)
     batch = make_batch(spec)
-    terms = cloning_loss(states[0], batch, TD3Config())
+    terms = actor_loss(states[0], batch, TD3Config(), algorithm="bc")
     torch.testing.assert_close(terms.loss, functional.mse_loss(terms.action, batch.action))
 
 

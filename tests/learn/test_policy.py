@@ -375,7 +375,9 @@ def test_files_that_are_not_policies_are_refused(directory, actor, spec, data):
 def test_an_observation_of_another_shape_is_refused(actor, spec):
     policy = Policy(actor, spec, version=0, updates=0)
     frames, vector = observation(spec)
-    for wrong in ((frames[:1], vector), (None, vector), (frames, None), (frames, vector[:2])):
+    wrongs = [(frames[:1], vector), (None, vector), (frames, None), (frames, vector[:2])]
+    wrongs += [(frames.astype(np.float32), vector), (frames, vector.astype(np.float64))]
+    for wrong in wrongs:
         with pytest.raises(SpecError, match="expected"):
             policy.act(*wrong)
 

@@ -156,7 +156,13 @@ def test_the_card_says_what_is_known(tmp_path):
 
 def test_an_evaluation_of_another_policy_is_refused(tmp_path):
     publish(tmp_path / "run" / "policies", VECTOR)
-    for content, says in (('{"policy_digest": "x"}', "expected"), ("{", "cannot be read")):
+    digest = Policy.load(tmp_path / "run" / "policies").digest
+    for content, says in (
+        ('{"policy_digest": "x"}', "expected"),
+        ("{", "cannot be read"),
+        (f'{{"policy_digest": "{digest}", "success_interval": [null, 1]}}', "no number"),
+        (f'{{"policy_digest": "{digest}", "success_rate": 1{"0" * 400}}}', "no number"),
+    ):
         (tmp_path / "scores.json").write_text(content)
         with pytest.raises(ConfigError, match=says):
             card(tmp_path, evaluation=tmp_path / "scores.json")

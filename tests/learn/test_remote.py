@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from avtd3.learn.config import LearnConfig
 from avtd3.learn.guards.config import GuardConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.policy_store import PolicyStore
+from avtd3.learn.ranks import Ranks
+from avtd3.learn.replay_source import RunCopies
 from avtd3.learn.trainer import train
 from avtd3.store import ConfigError, Dataset, DatasetError, InUseError, ReplayConfig
 from avtd3.store.remote import background
@@ -45,6 +48,29 @@ def soon(monkeypatch):
 def data(tmp_path, make_spec, publish_episodes):
     publish_episodes(tmp_path / "data", make_spec(vector=3))
     return tmp_path / "data"
+
+
+class SecondRank(Ranks):
+    """Rank 1, which notes what it waits for."""
+
+    def __init__(self):
+        super().__init__(1, 2)
+        self.waits = []
+
+    def meet(self):
+        self.waits.append("as long as it takes")
+
+    def share(self, document, *, source=0):
+        self.waits.append("a short time")
+        return True
+
+
+def test_other_ranks_wait_as_long_as_it_takes_to_copy_the_datasets(bucket, tmp_path):
+    ranks = SecondRank()
+    copies = RunCopies(tmp_path, [Path(f"{bucket}/d")], tmp_path / "p", CONFIG, "")
+    with copies.kept(ranks, follow=False, should_stop=bool, on_wait=print) as are_ready:
+        assert are_ready
+    assert ranks.waits == ["as long as it takes", "a short time"]
 
 
 def test_a_run_learns_from_a_url_and_publishes_to_one(data, bucket, tmp_path):

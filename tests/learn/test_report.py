@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def test_only_known_values_are_shown():
         policy_version=0,
     )
     assert progress.fraction == 0.2
+    assert dataclasses.replace(progress, target=1).fraction == 1.0
     assert progress.line() == (
         "update 8 of 40, 2.0/s, critic loss 0.5, actor loss -1.25, Q 1.5, return -20, policy 0"
     )

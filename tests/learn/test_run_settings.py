@@ -94,7 +94,10 @@ def test_a_rollback_records_its_own_update(run):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"learn": 3}', '{"learn": {"updates": "many"}}', '{"learn": {"x": 1}}'],
+    [
+        *("", "{", "[]", "{}", '{"learn": 3}', '{"learn": {"updates": "many"}}'),
+        *('{"learn": {"x": 1}}', '{"learn": {}, "changes": 3}', '{"learn": {}, "policies": 3}'),
+    ],
 )
 def test_a_damaged_file_is_one_error(run, capsys, text):
     (run / CONFIG_FILE).write_text(text)

@@ -35,14 +35,14 @@ def gradients_of(actor, observation):
 
 def pre_tanh(actor, pixels, vector):
     with torch.no_grad(), evaluating(actor):
-        state = actor.encode(ObservationBatch(pixels=pixels, vector=vector))
+        state = actor.encode(ObservationBatch(pixels=(pixels,), vector=vector))
         return actor.head(state)
 
 
 def test_gradients_are_those_of_finite_differences(actor, observation):
     pixel_gradients, vector_gradients = gradients_of(actor, observation)
     actor.double()
-    pixels, vector = observation.pixels.double(), observation.vector.double()
+    pixels, vector = observation.pixels[0].double(), observation.vector.double()
     for row, action, frame, y, x in ((0, 0, 0, 9, 20), (3, 1, 1, 30, 2)):
         total = 0.0
         for colour in range(3):
@@ -67,7 +67,7 @@ def test_the_actor_is_left_as_it_was(actor, observation):
     assert actor.training
     assert all(p.grad is None for p in actor.parameters())
     assert torch.equal(torch.get_rng_state(), random)
-    assert observation.pixels.requires_grad is False
+    assert observation.pixels[0].requires_grad is False
     for name, value in actor.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -97,7 +97,7 @@ def test_pictures_have_a_row_for_each_observation(actor, observation):
     pictures = batch_pictures(actor, observation, {"image": IMAGE})
     assert pictures["images/observations"].shape == (3, 4 * 36, 2 * 40)
     assert pictures["images/saliency"].shape == (3, 4 * 36, (1 + 2) * 40)
-    stack = observation.pixels[1].to(torch.uint8).numpy()
+    stack = observation.pixels[0][1].to(torch.uint8).numpy()
     np.testing.assert_array_equal(pictures["images/observations"][:, 36:72, :40], stack[:3])
     np.testing.assert_array_equal(pictures["images/observations"][:, 36:72, 40:], stack[3:])
     np.testing.assert_array_equal(pictures["images/saliency"][:, 36:72, :40], stack[3:])

@@ -126,8 +126,8 @@ def test_one_observation_at_a_time_gives_the_same_action(names):
     spec = SPEC.select(names)
     actor = Actor(spec, SMALL).eval()
     frames, vector = observe(spec)
-    pixels = [to_pixels(each, torch.float32) for each in frames.values()]
-    batch = ObservationBatch(pixels=pixels[0] if len(pixels) == 1 else tuple(pixels), vector=vector)
+    pixels = tuple(to_pixels(each, torch.float32) for each in frames.values())
+    batch = ObservationBatch(pixels=pixels, vector=vector)
     single = SingleActor(actor)
     for row in range(3):
         ours = single([each[row] for each in frames.values()], vector[row])

@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 import torch
 
-from avtd3.learn.gradient_clip import ClipConfig
 from avtd3.learn.networks import NetworkConfig
 from avtd3.learn.td3 import (
     CRITIC_FEATURES,
+    ClipConfig,
     TD3Config,
     actor_loss,
     create_state,

@@ -53,7 +53,7 @@ SINGLE_IMPORTERS = {
     "configs.commands.status": COMMAND,
     "configs.commands.store": COMMAND,
     "configs.commands.transfer": COMMAND,
-    "learn.fitted_value": TOPIC,
+    "learn.guards.limits": TOPIC,
     "learn.guards.monitor": ENTRY,
     "learn.replay_source": TOPIC,
     "store.exchange.lerobot": OPTIONAL,

@@ -13,7 +13,7 @@ NAN, INF = math.nan, math.inf
 
 def curve(*values, every=100):
     steps = np.arange(1, len(values) + 1) * every
-    return Curve(name="m", updates=steps, values=np.array(values, np.float64))
+    return Curve(updates=steps, values=np.array(values, np.float64))
 
 
 def outcome(values, *, end=None, **settings):

@@ -233,7 +233,8 @@ def test_alerts_that_a_resume_made_void_are_not_shown(tmp_path):
         return json.dumps({"name": name, "update": update, "level": "warn", "reason": "r"} | more)
 
     lines = [line("a", 5), line("b", 9), line("resume", 6, level="note"), line("a", 7)]
-    lines += ["no JSON", "{}", "[]", line("a", "8"), line("c", 8)]
+    lines += ["no JSON", "{}", "[]", line("a", "8"), line("b", 10**400), line("c", 8)]
+    lines += [line("d", 8, level="grave"), '{"update": 1e999, "name": "a"}']
     path = tmp_path / "alerts.jsonl"
     path.write_text("\n".join(lines) + "\n")
     found = [(alert.name, alert.update) for alert in read_alerts(path)]

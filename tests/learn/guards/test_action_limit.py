@@ -10,13 +10,13 @@ CALM = {"actor_cnn/feature_norm": 20.0, "actor/action_std": 0.2}
 
 
 def test_it_is_lifted_once_all_three_conditions_hold():
-    limit = ActionLimit(CONFIG)
-    assert [limit.read(CALM, 150.0, at) for at in (0, 50, 99)] == [""] * 3
-    assert limit.share == 0.6
-    text = limit.read(CALM, 150.0, 100)
+    limit = ActionLimit(is_lifted=False)
+    assert [limit.read(CALM, 150.0, at, CONFIG) for at in (0, 50, 99)] == [""] * 3
+    assert not limit.is_lifted
+    text = limit.read(CALM, 150.0, 100, CONFIG)
     assert "no longer limited" in text
-    assert limit.share == 1.0
-    assert limit.read(CALM, 150.0, 200) == ""  # said once
+    assert limit.is_lifted
+    assert limit.read(CALM, 150.0, 200, CONFIG) == ""  # said once
 
 
 @pytest.mark.parametrize(
@@ -31,39 +31,22 @@ def test_it_is_lifted_once_all_three_conditions_hold():
     ],
 )
 def test_one_that_does_not_holds_it(last, length):
-    limit = ActionLimit(CONFIG)
-    assert [limit.read(last, length, at) for at in range(0, 500, 50)] == [""] * 10
-    assert limit.share == 0.6
+    limit = ActionLimit(is_lifted=False)
+    assert [limit.read(last, length, at, CONFIG) for at in range(0, 500, 50)] == [""] * 10
+    assert not limit.is_lifted
 
 
 def test_one_large_feature_norm_starts_the_count_anew():
-    limit = ActionLimit(CONFIG)
+    limit = ActionLimit(is_lifted=False)
     for at, norm in ((0, 20.0), (50, 31.0), (60, 20.0), (100, 20.0), (159, 20.0)):
-        limit.read(CALM | {"actor_cnn/feature_norm": norm}, 150.0, at)
-        assert limit.share == 0.6
-    limit.read(CALM, 150.0, 160)
-    assert limit.share == 1.0
+        limit.read(CALM | {"actor_cnn/feature_norm": norm}, 150.0, at, CONFIG)
+        assert not limit.is_lifted
+    limit.read(CALM, 150.0, 160, CONFIG)
+    assert limit.is_lifted
 
 
 def test_without_a_camera_there_is_no_feature_norm_to_wait_for():
-    limit = ActionLimit(CONFIG)
+    limit = ActionLimit(is_lifted=False)
     for at in (0, 100):
-        limit.read({"actor/action_std": 0.2}, 150.0, at)
-    assert limit.share == 1.0
-
-
-def test_it_is_off_unless_asked_for():
-    assert ActionLimit(ActionLimitConfig()).share == 1.0
-
-
-def test_a_restored_one_continues_alike():
-    first, second = ActionLimit(CONFIG), ActionLimit(CONFIG)
-    first.read(CALM, 150.0, 40)
-    second.restore(first.state)
-    second.read(CALM, 150.0, 139)
-    assert second.share == 0.6
-    second.read(CALM, 150.0, 140)
-    assert second.share == 1.0
-    third = ActionLimit(CONFIG)
-    third.restore(second.state)
-    assert third.share == 1.0
+        limit.read({"actor/action_std": 0.2}, 150.0, at, CONFIG)
+    assert limit.is_lifted

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from avtd3.learn.gradient_clip import ClipConfig
 from avtd3.learn.guards.config import GUARDS, ActionLimitConfig, CnnRateConfig, GuardConfig
+from avtd3.learn.td3 import ClipConfig
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "guards.md").read_text()

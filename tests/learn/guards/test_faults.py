@@ -8,7 +8,7 @@ import torch
 
 from avtd3.learn.guards.config import CnnRateConfig
 from avtd3.learn.td3 import TD3Config
-from avtd3.tests.learn.guarded_run import GUARDS, scale
+from avtd3.tests.learn.guarded_run import GUARDS, PLAIN, scale
 
 
 def test_a_poisoned_batch_is_reported_and_counted(make_run):
@@ -52,8 +52,10 @@ def test_inflated_critics(make_run, factor, wanted):
         assert run.stop is not None
 
 
-def test_the_gradient_of_the_actor_counts_before_clipping(make_run):
-    run = make_run(camera=False)
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_gradient_of_the_actor_counts_before_clipping(make_run, shared):
+    network = dataclasses.replace(PLAIN, shared_encoder=True)  # the actor trains no CNN
+    run = make_run(network=network) if shared else make_run(camera=False)
     run.go(10)
     scale(run.state.critic.head1, 300.0)
     scale(run.state.critic.head2, 300.0)
@@ -72,8 +74,8 @@ def test_critic_features_of_the_actor_are_caught_by_what_the_data_allow(make_run
     assert {"actor_q_bound", "actor_loss", "actor_feature_norm"} <= fired.keys()
     assert not {"q_bound", "q_size", "critic_loss"} & fired.keys()
     assert any(line["name"] == "actor_cnn_rate" for line in run.lines())
-    assert run.monitor.rates["actor"].state.share < 1.0
-    assert run.monitor.rates["critic"].state.share == 1.0
+    assert run.monitor.rates["actor"].share < 1.0
+    assert run.monitor.rates["critic"].share == 1.0
 
 
 @pytest.mark.parametrize("network", ["actor", "critic"])
@@ -94,8 +96,8 @@ def test_features_of_the_critics_count_apart(make_run):
     run.go(10)
     assert run.fired()["critic_feature_norm"] == "serious"
     assert "actor_feature_norm" not in run.fired()
-    assert run.monitor.rates["critic"].state.share == 0.5
-    assert run.monitor.rates["actor"].state.share == 1.0
+    assert run.monitor.rates["critic"].share == 0.5
+    assert run.monitor.rates["actor"].share == 1.0
 
 
 def test_a_saturated_and_constant_actor(make_run):

@@ -32,7 +32,7 @@ def test_a_run_that_learns_raises_nothing(make_run, camera, feature_norm, update
     counts = {name: value for name, value in run.scalars.items() if name.startswith("alerts/")}
     assert set(counts.values()) == {0.0}
     assert run.scalars["run/action_limit"] == 1.0
-    assert all(rate.state.share == 1.0 for rate in run.monitor.rates.values())
+    assert all(rate.share == 1.0 for rate in run.monitor.rates.values())
 
 
 def test_the_critics_own_features_at_the_same_rates_raise_nothing(make_run):

@@ -144,6 +144,16 @@ def test_a_rollback_continues_from_the_last_good_checkpoint(tmp_path, learn, con
     assert [path.name for path in list_checkpoints(run / "emergency")] == ["update-000000025"]
 
 
+def test_a_rollback_forgets_the_metrics_of_what_went_wrong(tmp_path, learn, config, break_weights):
+    break_weights(23)
+    config = dataclasses.replace(config, guards=guards(on_stop="rollback"), keep_best="critic/loss")
+    assert learn(config).rollbacks == 1
+    run = tmp_path / "run"
+    document = json.loads((run / "checkpoints/update-000000020/checkpoint.json").read_text())
+    curve = read_log(run / "events").curves["critic/loss"]
+    assert document["best"]["newest"] == curve.values[curve.updates == 20].item()
+
+
 def test_each_rollback_halves_the_rates_again_until_there_were_enough(
     tmp_path, learn, config, break_weights
 ):
@@ -239,6 +249,17 @@ def test_void_lines_are_marked_after_a_resume(tmp_path, learn, config):
     found = [line for line in lines(run) if line["name"] == "resume"]
     assert [(line["level"], line["update"]) for line in found] == [("note", 10)]
     assert "are void" in found[0]["reason"]
+
+
+def test_alerts_from_before_the_first_checkpoint_are_void(tmp_path, learn, config):
+    path = tmp_path / "run" / "alerts.jsonl"
+    path.parent.mkdir()
+    alert = {"update": 7, "name": "q_bound", "level": "warn", "reason": "r"}
+    path.write_text(json.dumps(alert) + '\n{"time": "202')  # killed in the middle of a line
+    learn(dataclasses.replace(config, updates=5))
+    assert [(line["name"], line["update"]) for line in lines(path.parent)[:2]] == [
+        *(("q_bound", 7), ("resume", 0)),
+    ]
 
 
 def test_policies_are_limited_until_training_looks_healthy(tmp_path, learn, config):
