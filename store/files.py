@@ -187,6 +187,8 @@ def _mode(path: Path | str) -> int | None:
         if is_passing(error):
             raise
         return None
+    except ValueError:  # a NUL byte, which no name has
+        return None
 
 
 @_retried

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from avtd3.store.episode import Episode
 from avtd3.store.episode_table import EpisodeInfo
-from avtd3.store.errors import SpecError, UnreadableError, abbreviate
+from avtd3.store.errors import SpecError, UnreadableError, abbreviate, advice
 from avtd3.store.events import Event
 from avtd3.store.files import (
     MAX_JSON_BYTES,
@@ -329,12 +329,16 @@ def cannot_read(path: Path, error: Exception, text: str = "") -> SpecError | Unr
     return (UnreadableError if passing else SpecError)(f"{path} cannot be read: {text or error}")
 
 
+def _reason(error: Exception) -> str:
+    return advice(error, reads=True) if isinstance(error, OSError) and error.errno else str(error)
+
+
 def read_object(path: Path, expected: str, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Read a JSON object of a source; ``expected`` says in errors what it should be."""
     try:
         document = read_json(path, max_bytes)
     except (OSError, ValueError) as error:
-        raise cannot_read(path, error, f"{error}; expected {expected}") from error
+        raise cannot_read(path, error, f"{_reason(error)}; expected {expected}") from error
     if not isinstance(document, dict):
         raise SpecError(f"{path} is not a JSON object, expected {expected}")
     return document

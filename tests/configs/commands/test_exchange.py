@@ -64,7 +64,10 @@ def test_what_the_source_does_not_say_is_an_option(avtd3, data, tmp_path):
         (("import", "data", "new", "--from", "npz"), "has no npz files"),
         (("import", "data/zarr.json", "new", "--from", "hdf5"), "cannot be read"),
         (("import", "data", "new", "--from", "hdf5"), "not a regular file"),
-        (("import", "data", "new", "--from", "minari"), "expected a Minari dataset"),
+        (
+            ("import", "data", "new", "--from", "minari"),
+            "expected the metadata of a Minari dataset",
+        ),
     ],
 )
 def test_a_wrong_use_is_one_line(avtd3, data, monkeypatch, words, says):
