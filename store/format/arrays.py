@@ -49,22 +49,20 @@ class FrameShard:
 
 
 class ArrayFiles:
-    """Reads the arrays of a segment; keeps metadata and the shard's index once verified."""
+    """Reads the arrays of a segment; keeps what it has verified, and the indices of shards."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path = path
         self._manifest = manifest
-        self._documents: dict[str, dict[str, Any]] = {}
+        self._verified: set[str] = set()
         self._shards: dict[str, FrameShard] = {}
 
     def document(self, layout: ArrayLayout) -> dict[str, Any]:
         """Return the array's ``zarr.json``, compared with the manifest and the layout."""
-        document = self._documents.get(layout.name)
-        if document is None:
-            document = self._metadata(layout.metadata_path)
-            with self._faults(layout.metadata_path):
-                check_document(document, layout)
-            self._documents[layout.name] = document
+        document: dict[str, Any] = self._metadata(layout.metadata_path)
+        with self._faults(layout.metadata_path):
+            check_document(document, layout)
+        self._verified.add(layout.name)
         return document
 
     def names(self) -> list[str]:
@@ -96,7 +94,8 @@ class ArrayFiles:
 
     def read(self, layout: ArrayLayout) -> NDArray[Any]:
         """Read a whole array other than the frames."""
-        self.document(layout)
+        if layout.name not in self._verified:
+            self.document(layout)
         name = layout.chunk_path
         # The chunk's own checksum does not detect another array's file in its place.
         data = self._read_file(name, layout.nbytes + _MOST_OVERHEAD)
@@ -108,8 +107,8 @@ class ArrayFiles:
 
     def texts(self, layout: ArrayLayout) -> list[str]:
         """Read a whole column of codes and return the text of each code."""
-        values = self.read(layout)
         attributes = self.document(layout).get("attributes")
+        values = self.read(layout)
         categories = attributes.get("categories") if isinstance(attributes, dict) else None
         if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
             raise corrupt(self._path, f"{layout.name} has no list of strings as its categories")

@@ -4,11 +4,13 @@ It is written last: a directory without a manifest is not a segment. Its digest 
 so all files: segments with equal digests are equal.
 """
 
+import contextlib
 import dataclasses
 import functools
 import operator
 import os
 import re
+import secrets
 import stat
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from pathlib import Path
@@ -41,6 +43,10 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KIND = 0o170000  # the bits of a mode with the type of a file, as in stat.S_IFMT
 _FILES = re.compile(rb'\{"digest":"[0-9a-f]{64}","episodes":[0-9]+,"files":(\[[^][]*\])')
 _entry_values = operator.itemgetter("path", "size", "sha256")
+_CONFIG = re.compile(rb'"config":(\{.*?\}),"config_digest":"', re.DOTALL)
+_MOST_CONFIG_BYTES = 64 * 1024
+_HERE = secrets.token_hex(16)
+"""Text in place of a part that is parsed on its own; nobody can have written it into a file."""
 
 
 class FileEntry(NamedTuple):
@@ -238,16 +244,39 @@ def parse_manifest(data: bytes, path: Path) -> Manifest:
 def _parse(data: bytes, path: Path) -> Any:  # noqa: ANN401 - any JSON value
     """Parse a manifest; if it begins as avtd3 writes it, the list of files is parsed later.
 
-    That list is nine tenths of the text. Valid paths have no bracket. If a string has one, the list
-    is cut too early, and one of the two parts is not JSON.
+    That list is most of the text. Valid paths have no bracket. If a string has one, the list is cut
+    too early, and one of the two parts is not JSON.
     """
     ours = _FILES.match(data)
     if ours is None:
         return parse_json(data, f"{path}/{MANIFEST_FILE}")
     begin, end = ours.span(1)
-    document = parse_json(data[:begin] + b"[]" + data[end:], f"{path}/{MANIFEST_FILE}")
+    document = _parse_rest(data[:begin] + b"[]" + data[end:], f"{path}/{MANIFEST_FILE}")
     document["files"] = FileTable(path, data[begin:end])
     return document
+
+
+def _parse_rest(data: bytes, name: str) -> Any:  # noqa: ANN401 - any JSON value
+    """Parse a manifest without files; equal settings of collectors are one object in memory.
+
+    They are most of the values, and the same in all segments of a collector. If the cut is not that
+    of the settings, a part is not JSON, or the mark is elsewhere, and all is parsed together.
+    """
+    found = _CONFIG.search(data)
+    begin, end = (0, 0) if found is None else found.span(1)
+    if 0 < end - begin <= _MOST_CONFIG_BYTES:
+        with contextlib.suppress(ValueError):
+            document = parse_json(data[:begin] + b'"%b"' % _HERE.encode() + data[end:], name)
+            provenance = document.get("provenance") if isinstance(document, dict) else None
+            if isinstance(provenance, dict) and provenance.get("config") == _HERE:
+                provenance["config"] = _parse_config(data[begin:end])
+                return document
+    return parse_json(data, name)
+
+
+@functools.lru_cache(maxsize=64)
+def _parse_config(text: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    return parse_json(text, "config")
 
 
 def _from_json(document: dict[str, Any], path: Path) -> Manifest:
