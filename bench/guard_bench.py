@@ -88,7 +88,7 @@ def _batch(size: int, dtype: torch.dtype) -> Batch:
         shape = (size, 4, 84, 84)
         frames = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         vector = torch.randn(size, 23, generator=generator)
-        return ObservationBatch(pixels=to_pixels(frames, dtype), vector=vector)
+        return ObservationBatch(pixels=(to_pixels(frames, dtype),), vector=vector)
 
     reward = torch.randn(size, generator=generator)
     first = Batch(
