@@ -473,7 +473,9 @@ class _Transfer:
         self._report()
 
     def _copy_policies(self) -> int:
-        sidecars = policies_of(self._source)
+        named = Latest.parse(read_if_any(self._source, LATEST)).sidecar
+        # A listing may lag: what LATEST names is there.
+        sidecars = policies_of(self._source) or [*filter(SIDECAR.fullmatch, [named])]
         if not sidecars:
             raise DatasetError(
                 f"{self._source.text} is neither a dataset nor a directory of policies: it has "

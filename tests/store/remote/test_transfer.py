@@ -212,6 +212,15 @@ def test_policies_are_copied_and_latest_never_goes_back(bucket, tmp_path):
     assert len(transfer(here, f"{bucket}/policies").problems) == 2
 
 
+def test_policies_that_a_lagging_listing_hides_are_not_missing(bucket, proxy, tmp_path):
+    policy(tmp_path / "policies", 0)
+    proxy.lag_s = 60.0
+    transfer(tmp_path / "policies", f"{bucket}/policies")
+    report = transfer(f"{bucket}/policies", tmp_path / "back")
+    assert (report.noun, report.copied) == ("policy", 1)
+    assert names(tmp_path / "back") == names(tmp_path / "policies")
+
+
 def test_the_commands_copy_verify_and_exit_with_1_when_something_is_wrong(
     data, bucket, tmp_path, avtd3
 ):
