@@ -17,8 +17,8 @@ from avtd3.tests.project.source import (
 
 NAMES = sorted(modules())
 
-MOST_MODULES = 211
-MOST_LINES = 58_100
+MOST_MODULES = 199
+MOST_LINES = 57_100
 """Lower this limit when the source shrinks, and raise it only for a new feature."""
 MOST_SINGLE_IMPORTERS = 0.15
 """Largest share of modules with one importer."""
