@@ -473,9 +473,10 @@ class _Transfer:
         self._report()
 
     def _copy_policies(self) -> int:
-        named = Latest.parse(read_if_any(self._source, LATEST)).sidecar
-        # A listing may lag: what LATEST names is there.
-        sidecars = policies_of(self._source) or [*filter(SIDECAR.fullmatch, [named])]
+        sidecars = policies_of(self._source)
+        if not sidecars:  # a listing may lag: what LATEST names is there
+            named = Latest.parse(read_if_any(self._source, LATEST)).sidecar
+            sidecars = [named] if SIDECAR.fullmatch(named) else []
         if not sidecars:
             raise DatasetError(
                 f"{self._source.text} is neither a dataset nor a directory of policies: it has "
