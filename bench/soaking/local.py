@@ -45,7 +45,7 @@ class LocalSoak(Soak):
             kill_after_s = self.mean_s * lives
             self.roles[name] = Role(
                 name, words, self, codes=codes, kill_after_s=kill_after_s, rates=rates,
-                is_lasting=True,
+                is_lasting=True, keeps_all=name == "reader",
             )  # fmt: skip
         self.add_maintenance(
             {

@@ -118,6 +118,7 @@ class Role:
         kill_after_s: Mean time until it is killed.
         rates: Shares of failing calls, of which each process gets one.
         is_lasting: Whether it runs until it is stopped.
+        keeps_all: Whether it keeps all data, of which there are always more, so that it must grow.
     """
 
     def __init__(
@@ -130,11 +131,12 @@ class Role:
         kill_after_s: float = 1.0,
         rates: Sequence[float] = (0.0,),
         is_lasting: bool = False,
+        keeps_all: bool = False,
     ) -> None:
         self.name, self.codes, self.lifetimes = name, tuple(codes), list[Lifetime]()
         self._words, self._soak, self._mean_s = words, soak, kill_after_s
         self._rates, self._kill_s, self._next_s = rates, float("inf"), 0.0
-        self._is_lasting = is_lasting
+        self._is_lasting, self.keeps_all = is_lasting, keeps_all
         self._group: subprocess.Popen[bytes] | None = None
         self._orphans: list[tuple[int, float]] = []
         self.log = soak.work / "logs" / f"{name.replace(' ', '-')}.log"

@@ -143,8 +143,9 @@ class UrlSoak(Soak):
         ):
             kill_after_s = self.mean_s * lives
             self.roles[name] = Role(
-                name, words, self, codes=codes, kill_after_s=kill_after_s, is_lasting=True
-            )
+                name, words, self, codes=codes, kill_after_s=kill_after_s, is_lasting=True,
+                keeps_all=name == "reader",
+            )  # fmt: skip
         self.add_maintenance(
             {
                 "pull": (0, 3),
