@@ -383,7 +383,7 @@ def _claims(copier: SegmentCopier, names: Sequence[str]) -> dict[str, tuple[str,
         with contextlib.suppress(SegmentCorruptError, FormatVersionError):
             found = copier.manifest(name)
             return None if found is None else LogEntry.of(found[0], 0.0).replaces
-        return ()  # whoever copies it reports why that is impossible
+        return ()  # copying it fails later, with the reason
 
     with ThreadPoolExecutor(THREADS, "avtd3-outline") as pool:
         found = zip(names, pool.map(read, names), strict=True)
